@@ -1,0 +1,193 @@
+"""The reference networks: sizes known from the literature, initialisation, features and head, specs."""
+
+import re
+import threading
+
+import pytest
+import torch
+
+from fedloom import models
+from fedloom.errors import ConfigError
+
+IMAGES = ("softmax", "mlp:64,64", "2nn", "cnn", "leaf-cnn:64", "cnn-bn", "resnet8", "resnet8:norm=batch")
+SAMPLES = {
+    **dict.fromkeys(IMAGES, (3, 16, 16)),
+    "har-cnn": (9, 128),
+    "char-gru:16": (12,),
+    "char-lstm:16": (12,),
+    "char-transformer:32": (12,),
+    "text-transformer:vocab=7": (12,),
+}
+CLASSES = 7
+
+
+def batch(shape: tuple[int, ...], n: int = 5) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    if len(shape) == 1:
+        return torch.randint(1, CLASSES, (n, *shape), generator=draw)
+    return torch.randn(n, *shape, generator=draw)
+
+
+def size(spec: str, shape: tuple[int, ...], classes: int) -> int:
+    return sum(p.numel() for p in models.build(spec, shape, classes).parameters())
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "classes", "parameters"),
+    [
+        ("softmax", (60,), 10, 610),
+        ("2nn", (1, 28, 28), 10, 199_210),  # McMahan et al., section 3
+        ("cnn", (1, 28, 28), 10, 20_490),
+        ("leaf-cnn", (1, 28, 28), 10, 1_663_370),  # McMahan et al., section 3
+        ("leaf-cnn:2048", (1, 28, 28), 62, 6_603_710),  # LEAF, FEMNIST
+        ("char-lstm", (80,), 80, 819_920),  # LEAF, Shakespeare
+    ],
+)
+def test_number_of_parameters(spec, shape, classes, parameters):
+    assert size(spec, shape, classes) == parameters
+
+
+def test_every_name_is_tried_here():
+    assert {spec.partition(":")[0] for spec in SAMPLES} == set(models.names())
+    assert all(models.describe(name).summary for name in models.names())
+
+
+@pytest.mark.parametrize(("spec", "shape"), SAMPLES.items())
+def test_output_is_the_head_of_the_features(spec, shape):
+    net = models.build(spec, shape, CLASSES).eval()
+    x = batch(shape)
+    logits = net(x)
+    per_token = spec.startswith("char")
+    assert logits.shape == ((5, *shape, CLASSES) if per_token else (5, CLASSES))
+    assert torch.equal(net.head(net.features(x)), logits)
+    assert torch.allclose(net(x[:2]), logits[:2], atol=1e-5), "samples must not mix"
+    logits.sum().backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize(("spec", "shape"), SAMPLES.items())
+def test_weights_are_a_function_of_the_seed(spec, shape):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = models.build(spec, shape, CLASSES, seed=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before), "global state must not move"
+    torch.manual_seed(6)
+    again = models.build(spec, shape, CLASSES, seed=3).state_dict()
+    other = models.build(spec, shape, CLASSES, seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_generator_is_a_seed():
+    def draw(seed: int) -> torch.Tensor:
+        source = torch.Generator().manual_seed(seed)
+        return models.build("softmax", (4,), 3, seed=source).head.weight
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_threads_do_not_share_draws():
+    alone = models.build("mlp", (8,), 3, seed=1).head.weight
+    built: list[torch.Tensor] = []
+
+    def work(seed: int) -> None:
+        built.append(models.build("mlp", (8,), 3, seed=seed).head.weight)
+
+    threads = [threading.Thread(target=work, args=(1,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(weight, alone) for weight in built)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("spec", ["cnn", "cnn-bn", "leaf-cnn:32", "resnet8", "mlp"])
+def test_image_networks_adapt_to_the_input(spec, shape):
+    assert models.build(spec, shape, 10)(batch(shape)).shape == (5, 10)
+
+
+def test_width_and_depth_change_the_layers():
+    half = models.build("cnn:width=0.5,depth=3", (1, 16, 16), 10)
+    channels = [layer.out_channels for layer in half.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert channels == [8, 16, 32]
+    assert models.build("cnn:width=0.01", (1, 8, 8), 10)(batch((1, 8, 8))).shape == (5, 10)
+
+
+@pytest.mark.parametrize("family", ["different", "depths"])
+def test_a_family_agrees_on_the_features(family):
+    nets = [models.build(spec, (1, 8, 8), 10) for spec in models.family(family, dim=24)]
+    assert len({tuple(name for name, _ in net.named_parameters()) for net in nets}) == 4
+    assert {net.features(batch((1, 8, 8))).shape for net in nets} == {(5, 24)}
+
+
+def test_widths_shrink():
+    sizes = [size(spec, (1, 8, 8), 10) for spec in models.family("widths")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
+def test_a_spec_and_keywords_say_the_same():
+    assert models.parse("mlp:64,32,dim=8") == ("mlp", {"hidden": (64, 32), "dim": 8})
+    assert models.parse("mlp:hidden=64x32,dim=8") == models.parse(" mlp : 64, 32, dim = 8")
+    assert models.parse("char-gru:last=true") == ("char-gru", {"last": True})
+    by_spec = models.build("mlp:32,dim=8", (4,), 3).state_dict()
+    by_name = models.build("mlp", (4,), 3, hidden=(32,), dim=8).state_dict()
+    assert all(torch.equal(by_spec[name], by_name[name]) for name in by_spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "says"),
+    [
+        ("cmn", (1, 8, 8), "Did you mean 'cnn'"),
+        ("cnn:widht=0.5", (1, 8, 8), "Did you mean 'width'"),
+        ("cnn:width=wide", (1, 8, 8), "takes a number, not 'wide'"),
+        ("cnn:width=-1", (1, 8, 8), "width must be above 0"),
+        ("cnn:depth=2,depth=3", (1, 8, 8), "given twice"),
+        ("cnn:0.5,0.25", (1, 8, 8), "takes a number, not '0.5,0.25'"),
+        ("char-gru:last=yes", (12,), "takes true or false"),
+        ("softmax:3", (4,), "unknown option"),
+        ("resnet8:norm=layer", (1, 8, 8), "group"),
+        ("cnn", (64,), "(channels, height, width)"),
+        ("cnn:depth=4", (1, 8, 8), "too small"),
+        ("har-cnn", (9, 8), "at least 16"),
+        ("char-transformer:30", (12,), "multiple of heads"),
+        ("cnn", (0, 8, 8), "shape of one sample"),
+    ],
+)
+def test_impossible_specs_are_refused(spec, shape, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        models.build(spec, shape, CLASSES)
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.0])
+def test_impossible_classes_are_refused(classes):
+    with pytest.raises(ConfigError, match="classes"):
+        models.build("softmax", (4,), classes)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ConfigError, match="already registered"):
+        models.register("cnn")(lambda input_shape, classes: torch.nn.Identity())
+
+
+def test_the_decoder_does_not_look_ahead():
+    net = models.build("char-transformer", (12,), CLASSES)
+    x = batch((12,))
+    changed = x.clone()
+    changed[:, 7:] = 0
+    assert torch.allclose(net(x)[:, :7], net(changed)[:, :7], atol=1e-6)
+    assert not torch.allclose(net(x)[:, 7:], net(changed)[:, 7:], atol=1e-3)
+    assert net(x[:, :4]).shape == (5, 4, CLASSES)
+    with pytest.raises(ConfigError, match="12 positions"):
+        net(torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_padding_does_not_change_the_features():
+    net = models.build("text-transformer", (12,), 3)
+    short = batch((12,))[:, :6]
+    padded = torch.cat([short, torch.zeros(5, 6, dtype=torch.long)], 1)
+    assert torch.allclose(net(short), net(padded), atol=1e-5)
+    assert net(torch.zeros(2, 12, dtype=torch.long)).isfinite().all()

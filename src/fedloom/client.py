@@ -1,0 +1,311 @@
+"""What a client program sees: its own data, its memory, and heavy work to await. It lives for one job."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .data.fields import Data
+from .errors import ConfigError, DataError
+from .keyed import generator
+from .message import Message
+from .model import Model
+from .training.request import LossHook, Schedule, StepHook, Trained, Training
+from .training.solvers import Solver
+
+if TYPE_CHECKING:
+    from .data import Federation, Local
+    from .engines.base import Plan
+
+
+@dataclass(eq=False)
+class Query:
+    """Work without training: `kind` is "predict", "gradient" or "evaluate"."""
+
+    kind: str
+    client: int
+    model: Model
+    vector: Tensor | Callable[..., Any]
+    data: Data
+    fn: Callable[..., Any] | None = None
+
+
+@dataclass(eq=False)
+class Ask:
+    """A question in mid-job: to the server's last state (`of` None) or to peers' memories. Nothing is changed by it."""
+
+    program: Callable[..., Any]
+    of: Sequence[int] | None
+    within: float
+    message: Message
+
+
+@dataclass(frozen=True)
+class Sending:
+    """A job this one starts at a peer (or at itself, `when` seconds later) once it has ended."""
+
+    id: int
+    program: Callable[..., Any]
+    when: float | str | None
+    payload: dict[str, Any]
+
+
+@types.coroutine
+def suspend(request: Any) -> Any:
+    """Hand work to the engine; it may do the like requests of the whole cohort together."""
+    return (yield request)
+
+
+class Memory(MutableMapping[str, Any]):
+    """What stays at a client: reads the committed version, holds writes back until the job counts."""
+
+    __slots__ = ("_committed", "_writes")
+
+    def __init__(self, committed: Mapping[str, Any]) -> None:
+        self._committed = committed
+        self._writes: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._writes[name] if name in self._writes else self._committed[name]
+        if value is _GONE:
+            raise KeyError(name)
+        return value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._writes[name] = settled(value)
+
+    def __delitem__(self, name: str) -> None:
+        self[name]
+        self._writes[name] = _GONE
+
+    def __iter__(self) -> Iterator[str]:
+        names = dict.fromkeys((*self._committed, *self._writes))
+        return (n for n in names if self._writes.get(n) is not _GONE)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @property
+    def changed(self) -> bool:
+        return bool(self._writes)
+
+    def version(self) -> dict[str, Any]:
+        """The whole memory with this job's writes."""
+        return dict(self)
+
+
+_GONE = object()
+
+
+def settled(value: Any) -> Any:
+    """Deferred results built, so that they outlive the computation they came from."""
+    build = getattr(value, "build", None)
+    if build is not None:
+        return build()
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {k: settled(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(settled(v) for v in value)
+    return value
+
+
+@dataclass
+class Book:
+    """What no verdict may undo (bytes sent, privacy spent): only ever added to."""
+
+    entries: dict[str, float] = field(default_factory=dict)
+    added: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, amount: float) -> None:
+        """Raises ConfigError for a negative amount: a book only grows."""
+        if amount < 0:
+            raise ConfigError(f"a book only grows; given {amount} for {name!r}")
+        self.added[name] = self.added.get(name, 0.0) + amount
+
+    def __getitem__(self, name: str) -> float:
+        return self.entries.get(name, 0.0) + self.added.get(name, 0.0)
+
+
+class Client:
+    """One client, for the length of one job: the only place that sees data.
+
+    Attributes:
+        id: its number.
+        data: training samples by field (`client.data.x`), and `.train`, `.val`, `.test`.
+        memory: what stays here from job to job; written back only when the job counts.
+        book: what only grows.
+        model: this client's network as a function of a vector; `models` all of them by name.
+        public: data everybody holds, None without.
+        time: virtual or wall seconds at which the job began.
+        device: its speed and memory.
+    """
+
+    def __init__(
+        self, plan: Plan, id: int, key: tuple[Any, ...], memory: Mapping[str, Any], time: float = 0.0
+    ) -> None:
+        self._plan = plan
+        self.id = id
+        self.key = key
+        self.time = time
+        self.memory: MutableMapping[str, Any] = Memory(memory)
+        self.book = Book()
+        self.outbox: list[Sending] = []
+        self._trainings = 0
+
+    @property
+    def federation(self) -> Federation:
+        return self._plan.federation
+
+    @property
+    def data(self) -> Local:
+        return self._plan.federation.local(self.id)
+
+    @property
+    def public(self) -> Data | None:
+        return self._plan.federation.public
+
+    @property
+    def model(self) -> Model:
+        return self._plan.model_of(self.id)
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._plan.models
+
+    @property
+    def device(self) -> Any:
+        return self._plan.world.device(self.id)
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A generator for this purpose in this job: the same whatever the engine, order or number of workers."""
+        return generator(self._plan.seed, purpose, *self.key)
+
+    async def train(
+        self,
+        start: Tensor,
+        *,
+        solver: Solver,
+        steps: int | None = None,
+        loss: LossHook | None = None,
+        step: StepHook | None = None,
+        carry: Any = None,
+        extras: Mapping[str, Any] | None = None,
+        data: Data | Mapping[str, Data] | None = None,
+        order: Tensor | Mapping[str, Tensor] | None = None,
+        model: Model | None = None,
+        only: Tensor | None = None,
+    ) -> Trained:
+        """Local optimisation from `start` `(d,)`.
+
+        Args:
+            solver: how to move and for how long; `steps` overrides its number of steps (0 is legal).
+            loss: `loss(model, w, batch, extras)` -> one value per sample; default: the task's.
+            step: `step(w, f, k, carry, extras) -> (direction, carry)`; default: the gradient.
+            carry: what the step hook hands from step to step (tensors).
+            extras: what hooks need: one object for all clients is passed once, tensors that differ are stacked.
+            data: default this client's training samples; a dict of several makes each batch a dict.
+            order: `(steps, batch)` positions instead of shuffled epochs.
+            only: boolean `(d,)`; outside it nothing moves or decays.
+
+        Raises:
+            DataError: nothing to train on.
+        """
+        streams: dict[str, Data] = dict(data) if type(data) is dict else {"": self.data if data is None else data}  # type: ignore[dict-item]
+        given = order if isinstance(order, Mapping) else {"": order}
+        for name, d in streams.items():
+            if len(d) == 0:
+                raise DataError(
+                    f"client {self.id} has no samples{f' in stream {name!r}' if name else ''} to train on"
+                )
+        model = model or self.model
+        if start.shape != (model.layout.size,):
+            raise ConfigError(
+                f"train(start=...) of shape {tuple(start.shape)} does not fit {model.name}, whose vector has "
+                f"{model.layout.size} numbers"
+            )
+        work = steps
+        if work is None and any(o is not None for o in given.values()):
+            work = min(len(o) for o in given.values() if o is not None)
+        if work is None:
+            work = solver.work(max(map(len, streams.values())))
+        schedules = {}
+        for name, d in streams.items():
+            o = given.get(name)
+            if o is None:
+                purpose = ("order", name, self._trainings) if name or self._trainings else ("order",)
+                rng = generator(self._plan.seed, *purpose, *self.key)
+                schedules[name] = Schedule.epochs(len(d), solver.batch_size, work, rng)
+            else:
+                schedules[name] = Schedule.given(o[:work])
+        self._trainings += 1
+        return await suspend(
+            Training(
+                client=self.id,
+                model=model.train(),
+                start=start,
+                solver=solver,
+                steps=work,
+                data=streams,
+                schedules=schedules,
+                loss=loss,
+                step=step,
+                carry=carry,
+                extras=extras or {},
+                only=only,
+                key=(self._plan.seed, "step", self._trainings, *self.key),
+            )
+        )
+
+    async def predict(
+        self,
+        vector: Tensor,
+        data: Data | None = None,
+        fn: Callable[..., Any] | None = None,
+        model: Model | None = None,
+    ) -> Any:
+        """Outputs, one row per sample: `model(vector, x)`, or what `fn(model, w, batch)` returns (features, losses)."""
+        return await suspend(
+            Query("predict", self.id, model or self.model, vector, self.data if data is None else data, fn)
+        )
+
+    async def gradient(self, vector: Tensor, data: Data | None = None, model: Model | None = None) -> Tensor:
+        """Gradient `(d,)` of the mean loss over all of `data` (default: the training samples)."""
+        return await suspend(
+            Query("gradient", self.id, model or self.model, vector, self.data if data is None else data)
+        )
+
+    async def evaluate(
+        self, vector: Tensor | Callable[..., Any], data: Data | str = "test", model: Model | None = None
+    ) -> dict[str, float]:
+        """The task's metrics of a vector (or of a function of the inputs) on a split or on given data."""
+        chosen = getattr(self.data, data) if isinstance(data, str) else data
+        return await suspend(Query("evaluate", self.id, model or self.model, vector, chosen))
+
+    async def ask(
+        self,
+        program: Callable[..., Any],
+        of: Sequence[int] | None = None,
+        within: float = float("inf"),
+        **message: Any,
+    ) -> Any:
+        """Ask in mid-job: `program(state, **message)` of the server's last state, or, with `of`, `program(client,
+        **message)` at those peers over what they have committed. It reads and never changes."""
+        return await suspend(Ask(program, of, within, Message(message)))
+
+    def send(
+        self,
+        ids: int | Iterable[int],
+        program: Callable[..., Any],
+        when: float | str | None = None,
+        **message: Any,
+    ) -> None:
+        """Start a job at peers, or at oneself after `when` seconds, once this one has ended."""
+        targets = [ids] if isinstance(ids, int) else list(ids)
+        self.outbox += [Sending(i, program, when, message) for i in targets]

@@ -1,0 +1,150 @@
+"""What every engine is given and gives: a plan that never changes, jobs that are data, replies or their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..channel.stage import Channel
+from ..errors import ConfigError
+from ..message import Message
+from ..model import Model
+from .fold import Fold, Total
+
+if TYPE_CHECKING:
+    from ..client import Ask, Query, Sending
+    from ..data import Federation
+    from ..method import Method
+    from ..task import Task
+    from ..timing.world import World
+    from ..training.request import Trained, Training
+
+Behaviour = Callable[..., Any]
+"""`async def behaviour(client, honest, **payload)`: a program around the honest one; `await honest(client, **payload)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything about a run that does not change: method, task, federation, models, channel, world, seed."""
+
+    method: Method
+    task: Task
+    federation: Federation
+    models: Mapping[str, Model]
+    seed: int
+    world: World
+    channel: Channel = field(default_factory=Channel)
+    behave: Mapping[int, Behaviour] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    on_failure: str = "raise"
+
+    def model_of(self, id: int) -> Model:
+        """The network of one client."""
+        if len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if self.task.assign is not None:
+            return self.models[self.task.assign(id)]
+        return list(self.models.values())[id % len(self.models)]
+
+    @property
+    def model(self) -> Model:
+        """The first (usually only) network: the server's."""
+        return next(iter(self.models.values()))
+
+    def place(self, program: Callable[..., Any]) -> str:
+        """Where a program stands in the method: "local", or "inner.local" in a method inside.
+
+        Raises:
+            ConfigError: not a bound method of this run's method; jobs are data and name their program.
+        """
+        owner = getattr(program, "__self__", None)
+        path = _find(self.method, owner)
+        if path is None:
+            raise ConfigError(
+                f"{getattr(program, '__qualname__', program)!r} is not a program of {type(self.method).__name__}. "
+                f"A client program is an `async def` method of the method (or of a method in one of its fields), "
+                f"passed as self.local"
+            )
+        return path + program.__name__
+
+    def program(self, place: str) -> Callable[..., Any]:
+        """The way back from `place`."""
+        owner: Any = self.method
+        *path, name = place.split(".")
+        for part in path:
+            owner = getattr(owner, part)
+        return getattr(owner, name)
+
+
+def _find(method: Any, owner: object) -> str | None:
+    if method is owner:
+        return ""
+    for f in fields(method):
+        inner = getattr(method, f.name)
+        if hasattr(inner, "round") and hasattr(inner, "start"):
+            path = _find(inner, owner)
+            if path is not None:
+                return f"{f.name}.{path}"
+    return None
+
+
+@dataclass
+class Job:
+    """One client's turn, as data: programs are names, payloads tensors and numbers."""
+
+    number: int
+    id: int
+    program: str
+    payload: Message
+    key: tuple[Any, ...]
+    memory: Mapping[str, Any]
+    version: int = 0
+    began: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What a job came to. `message` is None where the program returned nothing or the reply went into a sum."""
+
+    job: Job
+    message: Message | None = None
+    memory: dict[str, Any] | None = None
+    booked: dict[str, float] = field(default_factory=dict)
+    nbytes: int = 0
+    steps: list[int] = field(default_factory=list)
+    outbox: list[Sending] = field(default_factory=list)
+    excluded: str | None = None
+
+
+class Engine(Protocol):
+    """Runs jobs. One verb: replies, or their sum; and, for jobs that outlive a round, the training they wait for."""
+
+    name: str
+
+    def run(self, jobs: Sequence[Job], fold: Fold | None = None) -> tuple[list[Outcome], Total | None]:
+        """All jobs to their end: outcomes in the order of the jobs, and the sum when a fold is given."""
+        ...
+
+    def compute(self, requests: Sequence[Training]) -> list[Trained]:
+        """Training requests of jobs driven from outside (the clock); results are built."""
+        ...
+
+    def choices(self) -> dict[str, str]:
+        """What was measured and chosen, for the run's configuration."""
+        ...
+
+    def close(self) -> None:
+        """End workers."""
+        ...
+
+
+Answer = Callable[["Ask", int], Any]
+"""How a question in mid-job is answered: (question, client) -> answer."""
+
+__all__ = ["Answer", "Behaviour", "Engine", "Fold", "Job", "Outcome", "Plan", "Query", "Total"]
+if TYPE_CHECKING:
+    from ..client import Query  # noqa: F811

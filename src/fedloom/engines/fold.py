@@ -1,0 +1,172 @@
+"""Sums that need no single reply: weighted, element by element over those who sent it, in a fixed binary tree."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MessageError
+from ..message import At, Covered, Message
+
+Weight = str | float | None
+"""None: the client's number of training samples; a number: the same for all; a name: that number in the reply."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How replies become one message: their weighted sum; `mean` divides by the weight afterwards."""
+
+    weight: Weight = None
+
+    def of(self, message: Message, samples: int) -> float:
+        """The weight of one reply.
+
+        Raises:
+            MessageError: the named number is missing, negative or not finite.
+        """
+        if self.weight is None:
+            return float(samples)
+        if isinstance(self.weight, str):
+            value = message.get(self.weight)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise MessageError(f"the weight {self.weight!r} must be a finite number >= 0 in the reply; given {value!r}")
+            return float(value)
+        return float(self.weight)
+
+
+@dataclass
+class Total:
+    """A partial sum: values by name, the weight and the jobs in it, and the structure all of them had."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    weight: float = 0.0
+    jobs: list[int] = field(default_factory=list)
+    structure: object = None
+
+    def plus(self, other: Total) -> Total:
+        """The sum of two partial sums. Where structures differ the one with more replies stays; ties keep the left."""
+        if not other.jobs:
+            return self
+        if not self.jobs:
+            return other
+        if self.structure != other.structure:
+            return self if len(self.jobs) >= len(other.jobs) else other
+        values = {k: added(v, other.values[k]) for k, v in self.values.items()}
+        return Total(values, self.weight + other.weight, self.jobs + other.jobs, self.structure)
+
+    def message(self) -> Message:
+        return Message(self.values)
+
+
+def tree(parts: Sequence[Total]) -> Total:
+    """Partial sums of consecutive chunks, added pairwise in a fixed binary tree: equal for any number of workers."""
+    level = list(parts) or [Total()]
+    while len(level) > 1:
+        level = [
+            level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)
+        ]
+    return level[0]
+
+
+def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> tuple[Total, dict[int, str]]:
+    """The sum of one chunk: (job number, opened message, weight) each.
+
+    Replies whose structure differs from that of most are left out and named with the reason.
+    """
+    if not entries:
+        return Total(), {}
+    counted = Counter(structure(m) for _, m, _ in entries)
+    common = max(counted, key=lambda s: counted[s])  # ties: the first seen
+    left_out = {
+        number: f"its fields {_brief(structure(m))} differ from the others' {_brief(common)}"
+        for number, m, _ in entries
+        if structure(m) != common
+    }
+    kept = [(n, m, w) for n, m, w in entries if n not in left_out]
+    weights = [w for _, _, w in kept]
+    values = {name: weighted([m[name] for _, m, _ in kept], weights) for name in kept[0][1]}
+    return Total(values, sum(weights), [n for n, _, _ in kept], common), left_out
+
+
+def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
+    """`sum_k weights[k] * values[k]` for tensors, deferred rows, numbers, `At`, and dicts or lists of these."""
+    first = values[0]
+    if hasattr(first, "build"):  # deferred results of one stack: added without building them
+        from ..training.stacked.rows import add_rows
+
+        out = torch.zeros(first.shape, dtype=first.dtype, device=first.device)
+        add_rows(out, values, weights)
+        return out
+    if isinstance(first, Tensor):
+        kind = first.dtype if first.is_floating_point() else torch.float64
+        out = first.to(kind) * weights[0]
+        for value, w in zip(values[1:], weights[1:]):
+            out.add_(value.to(kind), alpha=w)
+        return out
+    if isinstance(first, At):
+        total = first.values.new_zeros((first.size, *first.values.shape[1:]))
+        held = torch.zeros(first.size, dtype=total.dtype, device=total.device)
+        for value, w in zip(values, weights):
+            total.index_add_(0, value.index, value.values, alpha=w)
+            held.index_add_(0, value.index, torch.ones_like(value.index, dtype=held.dtype), alpha=w)
+        return Covered(total, held)
+    if isinstance(first, bool | int | float):
+        return sum(w * v for v, w in zip(values, weights))
+    if isinstance(first, Mapping):
+        return {k: weighted([v[k] for v in values], weights) for k in first}
+    if isinstance(first, list | tuple):
+        return type(first)(weighted(list(column), weights) for column in zip(*values))
+    if first is None:
+        return None
+    raise MessageError(
+        f"a sum adds tensors, numbers and At; given {type(first).__name__}. Use clients.map(...) to read single replies"
+    )
+
+
+def added(a: Any, b: Any) -> Any:
+    if isinstance(a, Covered):
+        return Covered(a.total + b.total, a.held + b.held)
+    if isinstance(a, Tensor):
+        return a + b
+    if isinstance(a, Mapping):
+        return {k: added(v, b[k]) for k, v in a.items()}
+    if isinstance(a, list | tuple):
+        return type(a)(added(x, y) for x, y in zip(a, b))
+    return None if a is None else a + b
+
+
+def divided(total: Any, weight: float) -> Any:
+    """A sum made a mean. `Covered` keeps its own weights: `.over(old)` divides element by element."""
+    if isinstance(total, Covered):
+        return total
+    if isinstance(total, Mapping):
+        return {k: divided(v, weight) for k, v in total.items()}
+    if isinstance(total, list | tuple):
+        return type(total)(divided(v, weight) for v in total)
+    return None if total is None else total / weight
+
+
+def structure(value: Any) -> object:
+    """Names, shapes and types: equal for replies that can be added."""
+    if isinstance(value, Mapping):
+        return tuple((k, structure(v)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return (type(value).__name__, *map(structure, value))
+    if isinstance(value, At):
+        return ("At", value.size, tuple(value.values.shape[1:]), str(value.values.dtype))
+    if isinstance(value, Tensor) or hasattr(value, "build"):
+        return ("tensor", tuple(value.shape), str(value.dtype))
+    if isinstance(value, bool | int | float):
+        return "number"
+    return type(value).__name__
+
+
+def _brief(s: object) -> str:
+    text = ", ".join(f"{k}: {v[1] if isinstance(v, tuple) and len(v) > 1 else v}" for k, v in s) if isinstance(s, tuple) else str(s)
+    return "{" + text + "}"

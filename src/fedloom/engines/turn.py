@@ -1,0 +1,119 @@
+"""One job being run: its coroutine, what it waits for, and what it came to. Never saved; it is run again instead."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from ..channel.stage import Sender
+from ..client import Ask, Client, Query, settled
+from ..errors import ClientFailure, Declined, FedloomError
+from ..message import Message, nbytes, opened
+from ..training.inference import evaluate, gradient, predict
+from ..training.request import Training
+from .base import Job, Outcome, Plan
+
+
+class Turn:
+    """Runs a client program from await to await.
+
+    Attributes:
+        request: what it waits for (`Training`, `Query`, `Ask`), None once it has ended.
+        outcome: filled when it has ended.
+    """
+
+    def __init__(self, plan: Plan, job: Job) -> None:
+        self.plan, self.job = plan, job
+        self.outcome = Outcome(job)
+        self.request: Training | Query | Ask | None = None
+        self.result: Message | None = None
+        self.client = Client(plan, job.id, job.key, job.memory, job.began)
+        honest = plan.program(job.program)
+        behaviour = plan.behave.get(job.id)
+        payload = dict(job.payload)
+        try:
+            self.coroutine = (
+                behaviour(self.client, honest, **payload) if behaviour else honest(self.client, **payload)
+            )
+        except TypeError as e:
+            raise self._failure(e, "could not be called with its payload") from e
+        if not inspect.iscoroutine(self.coroutine):
+            raise self._failure(None, "is not a coroutine: write it as `async def`")
+
+    def advance(self, value: Any = None) -> None:
+        """Continue with the answer to the last request, up to the next one or the end."""
+        try:
+            self.request = self.coroutine.send(value)
+        except StopIteration as end:
+            self.request = None
+            self._end(end.value)
+        except Declined as e:
+            self.request, self.outcome.excluded = None, f"declined: {e}"
+        except FedloomError as e:
+            self.request = None
+            if self.plan.on_failure == "raise":
+                raise
+            self.outcome.excluded = str(e)
+        except Exception as e:
+            self.request = None
+            failure = self._failure(e, f"raised {type(e).__name__}: {e}")
+            if self.plan.on_failure == "raise":
+                raise failure from e
+            self.outcome.excluded = str(failure)
+        if isinstance(self.request, Training):
+            self.outcome.steps.append(self.request.steps)
+
+    def answer(self, query: Query) -> Any:
+        """Work without training, done on the spot."""
+        if query.kind == "predict":
+            return predict(query.model, query.vector, query.data, query.fn)
+        if query.kind == "gradient":
+            return gradient(query.model, query.vector, query.data)
+        total = evaluate(query.model, query.vector, query.data)
+        return {k: v for metric, part in zip(self.plan.task.metrics, total) for k, v in metric.finish(part).items()}
+
+    def fail(self, error: Exception) -> None:
+        """The awaited work itself failed: the program hears of it where it waits."""
+        try:
+            self.coroutine.throw(error)
+        except StopIteration as end:
+            self.request = None
+            self._end(end.value)
+        except Exception as e:
+            self.request = None
+            failure = self._failure(e, f"raised {type(e).__name__}: {e}")
+            if self.plan.on_failure == "raise":
+                raise failure from e
+            self.outcome.excluded = str(failure)
+
+    def _end(self, result: Any) -> None:
+        if result is not None and not isinstance(result, Message):
+            raise self._failure(None, f"returned {type(result).__name__}; it returns a Message(...) or None")
+        memory = self.client.memory
+        if result is not None:
+            result = self._through_channel(result)
+        self.result = result
+        self.outcome.memory = memory.version() if memory.changed else None  # type: ignore[attr-defined]
+        self.outcome.booked = dict(self.client.book.added)
+        self.outcome.outbox = list(self.client.outbox)
+
+    def _through_channel(self, message: Message) -> Message:
+        """Encode, count, decode: what the server will read."""
+        if self.plan.channel:
+            message = Message(settled(dict(message)))
+            sender = Sender(
+                self.job.id, self.client.memory, self.client.rng, self.plan.federation.size(self.job.id)
+            )
+            message = self.plan.channel.encode(message, sender)
+        self.outcome.nbytes = nbytes(message)
+        return opened(self.plan.channel.decode(message))
+
+    def _failure(self, cause: Exception | None, what: str) -> ClientFailure:
+        shapes = {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in self.job.payload.items()}
+        return ClientFailure(
+            f"{type(self.plan.method).__name__}.{self.job.program} {what} (client {self.job.id}, round "
+            f"{self.job.version}, payload {shapes}). Run it with engine='debug' to see the inputs",
+            client=self.job.id,
+            program=self.job.program,
+            round=self.job.version,
+        )

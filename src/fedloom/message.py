@@ -1,0 +1,342 @@
+"""What crosses the wire: named tensors and numbers, with exact bytes and a serialisation that runs no code.
+
+`At` is some elements of a tensor, `once` is charged to a client a single time, `Packed` is what a compressor made.
+Bytes are those of the payload: tensors as stored, 8 for a number, 1 for a truth value, UTF-8 for text. Names and shapes
+are not charged: both sides know them from the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .errors import MessageError
+
+Value: TypeAlias = Any  # Tensor | number | str | None | At | Packed | Once | list | dict of these
+
+
+class Message(Mapping[str, Value]):
+    """Named tensors and numbers: `Message(delta=..., loss=0.3)`; read as attributes or items. Immutable."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Value] | None = None, /, **named: Value) -> None:
+        object.__setattr__(self, "_values", {**(values or {}), **named})
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Value:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no field {name!r} in this message; it has {', '.join(self._values)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a message is immutable; use message.replace(...)")
+
+    def __reduce__(self):
+        return Message, (self._values,)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        def brief(v: Value) -> str:
+            return f"{tuple(v.shape)}" if isinstance(v, Tensor) else repr(v)
+
+        return "Message(" + ", ".join(f"{k}={brief(v)}" for k, v in self._values.items()) + ")"
+
+    def replace(self, **named: Value) -> Message:
+        return Message(self._values, **named)
+
+    @property
+    def nbytes(self) -> int:
+        """Exact payload bytes."""
+        return nbytes(self._values)
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """What a compressor makes: the exact bytes it takes, and the tensor the other side will read."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def dense(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class At:
+    """Some elements of a tensor: `values[k]` belongs at `index[k]` of axis 0 of a tensor with `size` rows.
+
+    Positions of a vector, rows of a class table, one expert of several: sums treat every element over those who sent
+    it. `known=True` says the receiver can rebuild the index itself (a width, a seed), so it is not charged.
+
+    Args:
+        index: int64 positions `(m,)`, or a boolean mask `(size,)`.
+        values: `(m, ...)`.
+        size: rows of the whole tensor.
+    """
+
+    index: Tensor
+    values: Tensor
+    size: int
+    known: bool = False
+
+    def __post_init__(self) -> None:
+        if self.index.dtype == torch.bool:
+            object.__setattr__(self, "index", self.index.nonzero().flatten())
+        if len(self.index) != len(self.values):
+            raise MessageError(f"At: {len(self.index)} positions but {len(self.values)} values")
+        if len(self.index) and not (0 <= int(self.index.min()) and int(self.index.max()) < self.size):
+            raise MessageError(f"At: positions outside 0..{self.size - 1}")
+
+    @property
+    def nbytes(self) -> int:
+        """Values, and the cheaper of 4-byte positions and a bitmap."""
+        place = 0 if self.known else min(4 * len(self.index), math.ceil(self.size / 8))
+        return self.values.numel() * self.values.element_size() + place
+
+    def dense(self, fill: float = 0.0) -> Tensor:
+        out = self.values.new_full((self.size, *self.values.shape[1:]), fill)
+        out[self.index] = self.values
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Covered:
+    """A weighted sum of `At` pieces with the weight each element received: total `(size, ...)`, held `(size,)`."""
+
+    total: Tensor
+    held: Tensor
+
+    def over(self, old: Tensor) -> Tensor:
+        """The mean over those who sent an element; `old`, bit for bit, where nobody did."""
+        held = self.held.view(-1, *[1] * (self.total.dim() - 1))
+        return torch.where(held > 0, self.total / held.where(held > 0, torch.ones_like(held)), old)
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes((self.total, self.held))
+
+
+@dataclass(frozen=True, eq=False)
+class Once:
+    """A value sent, and charged, only to clients that do not hold it yet."""
+
+    value: Value
+
+    def key(self) -> str:
+        """The hash of its content: equal values are one value."""
+        digest = hashlib.sha256()
+        for tensor in leaves(self.value):
+            digest.update(repr(tensor.shape).encode() if isinstance(tensor, Tensor) else repr(tensor).encode())
+            if isinstance(tensor, Tensor):
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+
+def once(value: Value) -> Once:
+    """Send this only to clients that do not hold it yet (a frozen base, a public set, a mask that rarely changes)."""
+    return Once(value)
+
+
+def leaves(value: Value) -> Iterator[Value]:
+    """Every tensor and number inside a value."""
+    if isinstance(value, Mapping):
+        for v in value.values():
+            yield from leaves(v)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for v in value:
+            yield from leaves(v)
+    elif isinstance(value, At):
+        yield from (value.index, value.values)
+    elif isinstance(value, Covered):
+        yield from (value.total, value.held)
+    elif isinstance(value, Once):
+        yield from leaves(value.value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for f in dataclasses.fields(value):
+            yield from leaves(getattr(value, f.name))
+    else:
+        yield value
+
+
+def nbytes(value: Value) -> int:
+    """Payload bytes of any value a message may hold."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if value is None or isinstance(value, bool):
+        return 1
+    if isinstance(value, int | float):
+        return 8
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, Message):
+        return sum(map(nbytes, value.values()))
+    if isinstance(value, Once):
+        return nbytes(value.value)
+    if isinstance(value, Mapping):
+        return sum(map(nbytes, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return sum(map(nbytes, value))
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    raise MessageError(
+        f"a message holds tensors, numbers, text, At, Packed and lists or dicts of these; given {type(value).__name__}"
+    )
+
+
+def mapped(value: Value, f: Callable[[Value], Value]) -> Value:
+    """The same structure with `f` applied to every leaf (tensors, numbers, At, Packed, Once)."""
+    if isinstance(value, Message):
+        return Message({k: mapped(v, f) for k, v in value.items()})
+    if isinstance(value, dict):
+        return {k: mapped(v, f) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(v, f) for v in value)
+    return f(value)
+
+
+def opened(message: Message) -> Message:
+    """What the receiver reads: compressed entries made dense, `once` values unwrapped."""
+
+    def open_one(v: Value) -> Value:
+        if isinstance(v, Once):
+            return mapped(v.value, open_one)
+        if not isinstance(v, Tensor | At) and isinstance(v, Packed) and hasattr(v, "dense"):
+            return v.dense()
+        return v
+
+    return mapped(message, open_one)
+
+
+def check_finite(message: Message, what: str) -> None:
+    """Refuse what must never enter a sum.
+
+    Raises:
+        MessageError: an entry holds NaN or infinity.
+    """
+    for name, value in message.items():
+        for leaf in leaves(value):
+            bad = (
+                isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all())
+            ) or (isinstance(leaf, float) and not math.isfinite(leaf))
+            if bad:
+                raise MessageError(f"{what}: field {name!r} holds NaN or infinity")
+
+
+# ---------------------------------------------------------------- bytes that run no code
+
+_RECORDS: dict[str, type] = {}
+
+
+def record(cls: type) -> type:
+    """Let a frozen dataclass be written into messages and checkpoints, under its own qualified name."""
+    _RECORDS[f"{cls.__module__}:{cls.__qualname__}"] = cls
+    return cls
+
+
+for _cls in (At, Covered, Once):
+    record(_cls)
+
+
+def dumps(value: Value) -> bytes:
+    """Any tree of tensors, numbers, text, lists, tuples, sets, dicts and registered records as safetensors bytes."""
+    tensors: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+
+    def write(v: Value) -> Any:
+        if isinstance(v, Tensor):
+            if id(v) not in seen:
+                seen[id(v)] = name = f"t{len(tensors)}"
+                tensors[name] = v.detach().to("cpu", copy=True).contiguous()
+            return {"$": "tensor", "name": seen[id(v)]}
+        if v is None or isinstance(v, bool | int | str):
+            return v
+        if isinstance(v, float):
+            return v if math.isfinite(v) else {"$": "float", "is": repr(v)}
+        if isinstance(v, torch.Size):
+            return {"$": "tuple", "of": list(v)}
+        if isinstance(v, tuple | list | set | frozenset):
+            of = sorted(v, key=repr) if isinstance(v, set | frozenset) else v
+            return {"$": type(v).__name__ if type(v).__name__ in _SEQUENCES else "list", "of": [write(x) for x in of]}
+        if isinstance(v, Message):
+            return {"$": "message", "of": [[k, write(x)] for k, x in v.items()]}
+        if isinstance(v, Mapping):
+            return {"$": "dict", "of": [[write(k), write(x)] for k, x in v.items()]}
+        name = f"{type(v).__module__}:{type(v).__qualname__}"
+        if name in _RECORDS:
+            return {"$": name, "of": [[f.name, write(getattr(v, f.name))] for f in dataclasses.fields(v)]}
+        raise MessageError(
+            f"cannot be saved or sent: {type(v).__qualname__}. Use tensors, numbers, text, lists, dicts, or a frozen "
+            f"dataclass that subclasses fedloom.State"
+        )
+
+    tree = write(value)
+    return safetensors.torch.save(tensors, metadata={"fedloom": json.dumps(tree)})
+
+
+_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+}
+
+
+def loads(data: bytes) -> Value:
+    """The way back. Only data is read: records are rebuilt from the classes this process has registered.
+
+    Raises:
+        MessageError: truncated, malformed, or naming a record this process does not know.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        head = int.from_bytes(data[:8], "little")
+        tree = json.loads(json.loads(data[8 : 8 + head])["__metadata__"]["fedloom"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise MessageError(f"not a Fedloom message, or truncated: {e}") from None
+
+    def read(v: Any) -> Value:
+        if not isinstance(v, dict):
+            return v
+        kind = v.get("$")
+        if kind == "tensor":
+            return tensors[v["name"]]
+        if kind == "float":
+            return float(v["is"])
+        if kind in _SEQUENCES:
+            return _SEQUENCES[kind]([read(x) for x in v["of"]])
+        if kind == "message":
+            return Message({k: read(x) for k, x in v["of"]})
+        if kind == "dict":
+            return {read(k): read(x) for k, x in v["of"]}
+        if kind in _RECORDS:
+            cls = _RECORDS[kind]
+            out = cls.__new__(cls)
+            for k, x in v["of"]:
+                object.__setattr__(out, k, read(x))
+            return out
+        raise MessageError(f"unknown record {kind!r} in a message; import the module that defines it first")
+
+    try:
+        return read(tree)
+    except (KeyError, TypeError, ValueError) as e:
+        raise MessageError(f"malformed message: {e!r}") from None

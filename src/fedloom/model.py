@@ -1,0 +1,261 @@
+"""A model is a function of a vector: `model(w, x)`, `model.loss(w, batch)`; it holds no weights."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .data.fields import Data
+from .errors import ConfigError, unknown
+from .task import Classification, Factory, Task
+from .units import Units, find_units, narrow
+from .vector import Layout
+
+_BUFFER_RULES = ("vector", "batch", "frozen")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A sub-model: `params[part.index]` is the vector of `part.model`."""
+
+    index: Tensor
+    model: Model
+
+
+class Model:
+    """A network as a pure function of its flat vector `(d,)`, the same at client and server.
+
+    Args:
+        source: an `nn.Module` (its weights are the initial vector) or a function that makes one (initialised from the
+            run's seed).
+        task: gives the loss; default `Classification`.
+        buffers: the rule for running statistics, see `Task`.
+        seed: of the initial weights when `source` is a function.
+        example: one input `(1, ...)`, needed for `part`.
+
+    Frozen parameters (`requires_grad=False`) are one object in memory for everybody: not in the vector, never sent.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | Factory,
+        task: Task | None = None,
+        *,
+        buffers: str | None = None,
+        seed: int = 0,
+        example: tuple[Tensor, ...] | None = None,
+        dtype: torch.dtype | None = None,
+        name: str = "model",
+    ) -> None:
+        self.task = task or Classification()
+        self.factory = None if isinstance(source, nn.Module) else source
+        self.seed, self.name, self.example = seed, name, example
+        module = source if isinstance(source, nn.Module) else _built(source, seed)
+        self.dtype = dtype
+        module = module.to(dtype) if dtype else module
+        self.module = module
+        self.buffers = self._buffer_rule(buffers)
+        shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
+        self.layout = Layout(shapes, {n: b.shape for n, b in _statistics(module).items()} if self.buffers == "vector" else None)
+        self.training = False
+        self.block: slice | str | None = None
+        self._shared = _Shared(module, self.buffers)
+
+    # ------------------------------------------------------------ weights
+    def initial(self, rng: torch.Generator | None = None) -> Tensor:
+        """A fresh vector `(d,)`: the module's own weights, or, given `rng`, newly drawn ones.
+
+        Raises:
+            ConfigError: `rng` for a model made from a finished module, which has no recipe to draw from.
+        """
+        module = self.module
+        if rng is not None:
+            if self.factory is None:
+                raise ConfigError(
+                    "initial(rng) needs a model made from a function, as in Classification(model=lambda: MyNet()); "
+                    "this one was given a finished module and only has its weights"
+                )
+            module = _built(self.factory, rng.initial_seed())
+        tree: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        like = self.module
+        first = next((p for p in like.parameters()), None)
+        vector = torch.cat([tree[n].detach().reshape(-1) for n in self.layout.names] or [torch.zeros(0)])
+        return vector.to(first.dtype if first is not None else vector.dtype).clone()
+
+    # ------------------------------------------------------------ as a function
+    def __call__(self, w: Tensor, *inputs: Any) -> Any:
+        """The network's output, differentiable in `w`. Statistics are as in evaluation unless this is `model.train()`."""
+        skeleton = self._shared.skeleton(self.training)
+        tree = self.layout.tree(w)
+        if self.training and self.buffers == "vector":  # a pure function: new statistics are dropped here
+            tree = {n: t.clone() if n in self._shared.statistics else t for n, t in tree.items()}
+        if self.block is None:
+            return functional_call(skeleton, tree, inputs)
+        out: Any = inputs
+        for name in blocks_of(skeleton, self.block):
+            mine = {n[len(name) + 1 :]: t for n, t in tree.items() if n.startswith(name + ".")}
+            out = (functional_call(skeleton.get_submodule(name), mine, out),)
+        return out[0] if isinstance(out, tuple) and len(out) == 1 else out
+
+    def losses(self, w: Tensor, batch: Data) -> Tensor:
+        """The task's loss, one value per sample `(n,)`."""
+        return self.task.losses(self(w, *self.task.inputs(batch)), batch)
+
+    def loss(self, w: Tensor, batch: Data) -> Tensor:
+        """The mean of `losses`."""
+        return self.losses(w, batch).mean()
+
+    def train(self) -> Model:
+        """The same function in training mode (dropout on, batch statistics)."""
+        return self._but(training=True)
+
+    def __getitem__(self, block: str | slice) -> Model:
+        """Named blocks, still functions of the WHOLE vector: `model["head"](w, z)`, `model[:"head"](w, x)`.
+
+        Raises:
+            ConfigError: no child of that name.
+        """
+        blocks_of(self.module, block)
+        return self._but(block=block)
+
+    def _but(self, **changes: Any) -> Model:
+        other = copy.copy(self)
+        other.__dict__.update(changes)
+        return other
+
+    # ------------------------------------------------------------ sub-models
+    @property
+    def units(self) -> Units:
+        """Groups of tied units, found by a probe at first use."""
+        if self._shared.units is None:
+            if self.example is None:
+                raise ConfigError("sub-models need an example input: Model(..., example=(x[:1],))")
+            self._shared.units = find_units(self.module, self.example)
+        return self._shared.units
+
+    def part(self, choose: Callable[[str, int], Tensor]) -> Part:
+        """The sub-model that keeps units `choose(group, n)` of every group of tied units.
+
+        Args:
+            choose: group name, number of its units -> int64 ids of those kept (at least one).
+        """
+        keep = {g: torch.as_tensor(choose(g, n)).long() for g, n in self.units.sizes.items()}
+        index, shapes = self.units.index(self.layout.shapes, keep)
+        key = tuple(shapes.items())
+        if key not in self._shared.parts:
+            self._shared.parts[key] = Model(
+                narrow(self.module, shapes), self.task, buffers=self.buffers, name=f"{self.name}[part]"
+            )
+        return Part(index, self._shared.parts[key])
+
+    # ------------------------------------------------------------ identity
+    def key(self) -> tuple[object, ...]:
+        """Equal for models whose work can be stacked."""
+        return (id(self.module), self.training, str(self.block), self.layout.key())
+
+    def to_module(self, w: Tensor) -> nn.Module:
+        """An ordinary module with these weights."""
+        module = copy.deepcopy(self.module)
+        tree = self.layout.tree(w.detach())
+        with torch.no_grad():
+            for name, target in (*module.named_parameters(), *module.named_buffers()):
+                if name in tree:
+                    target.copy_(tree[name])
+        return module
+
+    def _buffer_rule(self, rule: str | None) -> str:
+        if rule is not None and rule not in _BUFFER_RULES:
+            raise unknown("buffers rule", rule, _BUFFER_RULES)
+        names = list(_statistics(self.module))
+        if names and rule is None:
+            raise ConfigError(
+                f"this network keeps running statistics ({names[0]}, {len(names)} in all) and nothing may be averaged "
+                f"by accident. Say what becomes of them: buffers='vector' (part of what is trained and sent), 'batch' "
+                f"(batch statistics, none kept) or 'frozen', e.g. Classification(model=..., buffers='vector')"
+            )
+        return rule or "frozen"
+
+
+class _Shared:
+    """What all views of a model share: skeletons (one per thread and mode), units, sub-models."""
+
+    def __init__(self, module: nn.Module, rule: str) -> None:
+        self.module, self.rule = module, rule
+        self.statistics = set(_statistics(module))
+        self.local = threading.local()
+        self.units: Units | None = None
+        self.parts: dict[object, Model] = {}
+
+    def skeleton(self, training: bool) -> nn.Module:
+        """`functional_call` on one module from two threads is silently wrong: each thread has its own."""
+        made: dict[bool, nn.Module] | None = getattr(self.local, "made", None)
+        if made is None:
+            made = self.local.made = {}
+        if training not in made:
+            made[training] = twin(self.module, self.rule).train(training)
+            freeze_norms(made[training], self.rule)
+        return made[training]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "rule": self.rule, "statistics": self.statistics}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.local, self.units, self.parts = threading.local(), None, {}
+
+
+def twin(module: nn.Module, rule: str) -> nn.Module:
+    """A copy of a module that shares its frozen parameters and follows the rule for running statistics."""
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    made = copy.deepcopy(module, dict(shared))
+    if rule == "batch":
+        for m in made.modules():
+            if isinstance(m, nn.modules.batchnorm._NormBase):
+                m.track_running_stats, m.running_mean, m.running_var = False, None, None
+                m.num_batches_tracked = None
+    return made
+
+
+def freeze_norms(module: nn.Module, rule: str) -> None:
+    """Under "frozen", norm layers stay in evaluation mode whatever the rest does."""
+    if rule == "frozen":
+        for m in module.modules():
+            if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats:
+                m.eval()
+
+
+def blocks_of(module: nn.Module, block: str | slice) -> list[str]:
+    """The children a block names, in order. A slice ends before its stop, as slices do."""
+    names = [n for n, _ in module.named_children()]
+    wanted = [block] if isinstance(block, str) else [block.start, block.stop]
+    for name in wanted:
+        if name is not None and name not in names:
+            raise unknown("block", name, names, "Blocks are the network's direct children.")
+    if isinstance(block, str):
+        return [block]
+    at = names.index(block.start) if block.start else 0
+    return names[at : names.index(block.stop) if block.stop else None]
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Floating buffers that training changes: running means and variances."""
+    out = {}
+    for prefix, m in module.named_modules():
+        if isinstance(m, nn.modules.batchnorm._NormBase):
+            for name in ("running_mean", "running_var"):
+                if getattr(m, name) is not None:
+                    out[f"{prefix}.{name}" if prefix else name] = getattr(m, name)
+    return out
+
+
+def _built(factory: Factory, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return factory()

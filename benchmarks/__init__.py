@@ -1,0 +1,1 @@
+"""Speed of Fedloom, side by side with bare loops and with peers. `make bench`; see README.md here."""

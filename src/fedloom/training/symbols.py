@@ -1,10 +1,10 @@
 """Recognise what a step hook does by calling it once with symbols instead of vectors.
 
 A step is *affine* when the new weights are a linear combination of the weights, the batch gradient and
-vectors that do not change during the job: FedProx, SCAFFOLD, FedDyn, weight decay, momentum. Such a step fuses
-with the update, so a hook written as the paper writes it costs no more than SGD. Nothing is declared; a hook that
-does anything else to a vector (`f(v)`, a norm, a comparison, a torch function, the step number) is simply not
-affine and runs as written.
+vectors that do not change during the job: FedProx, SCAFFOLD, FedDyn, weight decay, momentum. Such a step
+fuses with the update, so a hook written as the paper writes it costs no more than SGD. Nothing is declared; a
+hook that does anything else to a vector (`f(v)`, a norm, a comparison, a torch function, the step number) is
+simply not affine and runs as written.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Velocity:
 
 @dataclass(frozen=True)
 class Affine:
-    """One step, learning rate included: `w' = w * w + gradient * g + sum c * constant (+ velocity.step * v')`.
+    """One step, learning rate included: `w' = w * w + gradient * g + sum c * constant + velocity.step * v'`.
 
-    `g` is the batch gradient, after clipping where the solver clips. Equal for requests whose steps can be fused
-    into one; scalars of extras and carry have become coefficients. With a velocity, `gradient` is 0 unless the
-    hook also moves along the bare gradient.
+    `g` is the batch gradient, after clipping where the solver clips. Equal for requests whose steps can be
+    fused into one; scalars of extras and carry have become coefficients. With a velocity, `gradient` is 0
+    unless the hook also moves along the bare gradient.
 
     Example: FedProx, direction `g + mu * (w - anchor)`, is `Affine(w=1 - lr * mu, gradient=-lr,
     constants=((("extras", "anchor"), lr * mu),))`.
@@ -70,8 +70,9 @@ def recognise(
     Args:
         step: the user's hook; None is the plain gradient.
         carry: the tree it starts from.
-        extras: what else it is given. Vectors `(size,)` become symbols, numbers and 0-dim tensors stay numbers
-            (so clients with different numbers have different forms), other values may be passed on, not used.
+        extras: what else it is given. Vectors `(size,)` become symbols, numbers and 0-dim tensors stay
+            numbers (so clients with different numbers have different forms), other values may be passed on,
+            not used.
         solver: `SGD` is folded in (step size, momentum, weight decay); any other solver is not affine.
         size: length d of the weights.
     """
@@ -315,7 +316,7 @@ def _changes(given: Any, returned: Any, path: Path) -> Iterator[tuple[Path, Symb
 
 
 def _key(tree: Any, size: int) -> object:
-    """What `_symbols` sees of a tree, as a key: structure, which leaves are vectors, the values of numbers."""
+    """What `_symbols` sees of a tree, as a key: its structure, which leaves are vectors, its numbers."""
     if isinstance(tree, Tensor):
         return tree.item() if tree.dim() == 0 else tree.shape == (size,)
     if isinstance(tree, Mapping):

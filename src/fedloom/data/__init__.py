@@ -1,0 +1,37 @@
+"""Data: samples as named tensors, partitions that make clients of them, federations, named sources, a report."""
+
+from .federation import Federation
+from .fields import Data
+from .partitions import (
+    IGNORE,
+    IID,
+    ConceptShift,
+    Dirichlet,
+    Domains,
+    EmbeddingDirichlet,
+    FeatureShift,
+    Natural,
+    Partition,
+    Quantity,
+    Shards,
+    parse_partition,
+)
+from .population import Local
+
+__all__ = [
+    "IGNORE",
+    "IID",
+    "ConceptShift",
+    "Data",
+    "Dirichlet",
+    "Domains",
+    "EmbeddingDirichlet",
+    "FeatureShift",
+    "Federation",
+    "Local",
+    "Natural",
+    "Partition",
+    "Quantity",
+    "Shards",
+    "parse_partition",
+]

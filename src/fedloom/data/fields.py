@@ -12,11 +12,12 @@ from ..errors import DataError
 
 
 class Data(Mapping[str, Tensor]):
-    """Named tensors whose first axis is the sample: `Data(x=images, y=labels)`; `data.x`, `data["y"]`, `len(data)` samples.
+    """Named tensors whose first axis is the sample: `Data(x=images, y=labels)`; `data.x`, `data["y"]`,
+    `len(data)` samples.
 
-    Immutable: `replace` gives a new object that shares what it did not replace. `rows(index)` selects samples.
-    A slice of a larger table remembers it (`base`, `offset`), so that an engine can gather the batches of many
-    clients from one tensor.
+    Immutable: `replace` gives a new object that shares what it did not replace. `rows(index)` selects
+    samples. A slice of a larger table remembers it (`base`, `offset`), so that an engine can gather the
+    batches of many clients from one tensor.
 
     Raises:
         DataError: fields differ in length.
@@ -29,7 +30,7 @@ class Data(Mapping[str, Tensor]):
     offset: int
     size: int
 
-    def __init__(self, _base: Data | None = None, _offset: int = 0, **fields: Tensor) -> None:
+    def __init__(self, _base: Data | None = None, _offset: int = 0, /, **fields: Tensor) -> None:
         sizes = {name: len(tensor) for name, tensor in fields.items()}
         if len(set(sizes.values())) > 1:
             raise DataError(f"the fields of one data object have one length each sample; given {sizes}")
@@ -44,7 +45,9 @@ class Data(Mapping[str, Tensor]):
         try:
             return self._fields[name]
         except KeyError:
-            raise AttributeError(f"no field {name!r}; this data has {', '.join(self._fields) or 'no fields'}") from None
+            raise AttributeError(
+                f"no field {name!r}; this data has {', '.join(self._fields) or 'no fields'}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields)

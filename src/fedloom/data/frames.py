@@ -1,0 +1,164 @@
+"""Tables and columns as tensors: numbers, one-hot categories, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..errors import DataError, unknown
+from .fields import Data
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a frame becomes `x` float32 `(n, d)` (numbers as they are, then categories one-hot) and `y`.
+
+    The categories are those of the whole frame, so that the width of `x` does not depend on a split; they are
+    names, not statistics. Numbers are scaled later, with the train samples alone.
+    """
+
+    target: str
+    labels: tuple[str, ...] | None  # None: regression
+    numeric: tuple[str, ...]
+    categories: Mapping[str, tuple[str, ...]]
+    keep: Mapping[str, tuple[str, ...]]
+    missing: str
+
+    @classmethod
+    def of(
+        cls,
+        frame: pd.DataFrame,
+        target: str,
+        group: str | None = None,
+        task: str | None = None,
+        categorical: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        drop: Sequence[str] = (),
+        missing: str = "error",
+    ) -> Encoding:
+        """The encoding of a frame; arguments as in `Federation.from_pandas`."""
+        frame = frame.rename(columns=str)
+        for name in (target, *([] if group is None else [group]), *categorical, *keep, *drop):
+            if name not in frame.columns:
+                raise unknown("column", name, frame.columns)
+        if missing not in ("error", "mean"):
+            raise unknown("way with missing numbers", missing, ("error", "mean"))
+        if task not in (None, "classification", "regression"):
+            raise unknown("task", task, ("classification", "regression"))
+        features = frame.drop(columns=list({target, *drop} | ({group} if group else set())))
+        if not len(features.columns):
+            raise DataError("no columns are left as features")
+        numeric = [
+            c for c in features if c not in categorical and pd.api.types.is_numeric_dtype(features[c].dtype)
+        ]
+        others = [c for c in features if c not in numeric]
+        return cls(
+            target=target,
+            labels=_names(frame[target]) if _is_classes(frame[target], task) else None,
+            numeric=tuple(numeric),
+            categories={c: _names(features[c]) for c in others},
+            keep={c: _names(frame[c]) for c in keep},
+            missing=missing,
+        )
+
+    @property
+    def classes(self) -> int | None:
+        return None if self.labels is None else len(self.labels)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns of `x`."""
+        return (*self.numeric, *(f"{c}={value}" for c, values in self.categories.items() for value in values))
+
+    @property
+    def numeric_columns(self) -> Tensor:
+        return torch.arange(len(self.numeric))
+
+    def data(self, frame: pd.DataFrame, where: str) -> Data:
+        """`x`, `y` and the kept columns of a frame; missing numbers are NaN where `missing` is "mean".
+
+        Raises:
+            DataError: a column is missing, numbers are missing or infinite, or a label is not one of the
+                encoding's.
+        """
+        frame = frame.rename(columns=str)
+        wanted = (*self.numeric, *self.categories, *self.keep, self.target)
+        if gone := [c for c in wanted if c not in frame.columns]:
+            raise DataError(f"{where}: no column {gone[0]!r}; the table has {', '.join(frame.columns)}")
+        numbers = (
+            frame[list(self.numeric)].to_numpy(dtype=np.float32, na_value=np.nan).reshape(len(frame), -1)
+        )
+        self._check(numbers, where)
+        hot = [_one_hot(frame[c], values) for c, values in self.categories.items()]
+        fields = {"x": torch.from_numpy(np.concatenate([numbers, *hot], 1)), "y": self._targets(frame, where)}
+        for c, values in self.keep.items():
+            fields[c] = torch.from_numpy(_positions(frame[c], values).astype(np.int64))
+        return Data(**fields)
+
+    def _check(self, numbers: np.ndarray, where: str) -> None:
+        for bad, word in ((np.isnan(numbers), "missing"), (np.isinf(numbers), "infinite")):
+            if bad.any() and (word == "infinite" or self.missing == "error"):
+                at = {c: int(k) for c, k in zip(self.numeric, bad.sum(0)) if k}
+                advice = (
+                    '; missing="mean" fills them with the mean of the train samples'
+                    if word == "missing"
+                    else ""
+                )
+                raise DataError(f"{where}: {int(bad.sum())} {word} numbers, by column: {at}{advice}")
+
+    def _targets(self, frame: pd.DataFrame, where: str) -> Tensor:
+        column_: Any = frame[self.target]
+        if column_.isna().any():
+            raise DataError(
+                f"{where}: the target {self.target!r} is missing in {int(column_.isna().sum())} rows"
+            )
+        if self.labels is None:
+            values = np.asarray(pd.to_numeric(column_, errors="coerce"), dtype=np.float32)
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{where}: {int((~np.isfinite(values)).sum())} targets are not finite numbers"
+                )
+            return torch.from_numpy(values.copy())
+        found = _positions(column_, self.labels)
+        if (found < 0).any():
+            odd = sorted(set(column_[found < 0].astype(str)))
+            raise DataError(
+                f"{where}: {int((found < 0).sum())} labels are none of {list(self.labels)}: {odd[:5]}"
+            )
+        return torch.from_numpy(found.astype(np.int64))
+
+
+def _is_classes(values: Any, task: str | None) -> bool:
+    if task is not None:
+        return task == "classification"
+    if pd.api.types.is_float_dtype(values.dtype):
+        return False
+    return not pd.api.types.is_integer_dtype(values.dtype) or values.nunique() <= 20
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """The different values in their own order (numbers as numbers), as text; empty is a value of its own,
+    last."""
+    present = values.dropna().unique()
+    return (*(str(v) for v in sorted(present, key=_order)), *(["missing"] if values.isna().any() else []))
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    number = isinstance(value, int | float | np.number)
+    return (not number, value if number else str(value))
+
+
+def _positions(values: Any, names: tuple[str, ...]) -> np.ndarray:
+    """The index of each value among the names; -1 where it is none of them."""
+    place = {name: i for i, name in enumerate(names)}
+    return values.map(lambda v: "missing" if pd.isna(v) else str(v)).map(place).fillna(-1).to_numpy(np.int64)
+
+
+def _one_hot(values: Any, names: tuple[str, ...]) -> np.ndarray:
+    return (_positions(values, names)[:, None] == np.arange(len(names))).astype(np.float32)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One virtual environment per peer under .venvs/ (gitignored): benchmarks/peers/setup.sh [flower] [pfl]
-# The CPU build of torch is installed first, by its exact version, so that no peer's own pin replaces it.
-# If your index carries only the default build, TORCH=torch==2.13.0 works too (larger, same results).
+# One virtual environment per peer under .venvs/ (gitignored):  benchmarks/peers/setup.sh [flower] [pfl]
+# torch comes first, by the exact version Fedloom is measured with and as the CPU build, so that no peer's own
+# requirement pulls another. Where an index has only the default build: TORCH=torch==2.13.0 benchmarks/peers/setup.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 torch="${TORCH:-torch==2.13.0+cpu}"
@@ -10,8 +10,11 @@ python="${PYTHON:-python3.11}"
 for peer in "$@"; do
     venv=".venvs/$peer"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet "$torch"
-    "$venv/bin/python" -m pip install --quiet -r "benchmarks/peers/$peer.txt"
-    "$venv/bin/python" -m pip check || true      # reported, not fatal: pins of unused extras may disagree
-    "$venv/bin/python" -c "import torch; print('$peer: torch', torch.__version__)"
+    pip=("$venv/bin/python" -m pip install --quiet)
+    "${pip[@]}" "$torch"
+    "${pip[@]}" -r "benchmarks/peers/$peer.txt"
+    # flwr asks for a certifi of at least its own release day, which not every index has yet; a simulation on one
+    # machine opens no TLS connection, so flower.txt holds flwr's other requirements and any certifi will do.
+    [ "$peer" != flower ] || "${pip[@]}" --no-deps flwr==1.42.0
+    "$venv/bin/python" -c "import torch; print('$peer ready: torch', torch.__version__)"
 done

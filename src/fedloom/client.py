@@ -147,9 +147,7 @@ class Client:
         device: its speed and memory.
     """
 
-    def __init__(
-        self, plan: Plan, id: int, key: tuple[Any, ...], memory: Mapping[str, Any], time: float = 0.0
-    ) -> None:
+    def __init__(self, plan: Plan, id: int, key: tuple[Any, ...], memory: Mapping[str, Any], time: float = 0.0) -> None:
         self._plan = plan
         self.id = id
         self.key = key
@@ -221,9 +219,7 @@ class Client:
         given = order if isinstance(order, Mapping) else {"": order}
         for name, d in streams.items():
             if len(d) == 0:
-                raise DataError(
-                    f"client {self.id} has no samples{f' in stream {name!r}' if name else ''} to train on"
-                )
+                raise DataError(f"client {self.id} has no samples{f' in stream {name!r}' if name else ''} to train on")
         model = model or self.model
         if start.shape != (model.layout.size,):
             raise ConfigError(

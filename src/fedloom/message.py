@@ -104,7 +104,7 @@ class At:
             object.__setattr__(self, "index", self.index.nonzero().flatten())
         if len(self.index) != len(self.values):
             raise MessageError(f"At: {len(self.index)} positions but {len(self.values)} values")
-        if len(self.index) and not (0 <= int(self.index.min()) and int(self.index.max()) < self.size):
+        if len(self.index) and not (int(self.index.min()) >= 0 and int(self.index.max()) < self.size):
             raise MessageError(f"At: positions outside 0..{self.size - 1}")
 
     @property
@@ -235,9 +235,9 @@ def check_finite(message: Message, what: str) -> None:
     """
     for name, value in message.items():
         for leaf in leaves(value):
-            bad = (
-                isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all())
-            ) or (isinstance(leaf, float) and not math.isfinite(leaf))
+            bad = (isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all())) or (
+                isinstance(leaf, float) and not math.isfinite(leaf)
+            )
             if bad:
                 raise MessageError(f"{what}: field {name!r} holds NaN or infinity")
 
@@ -276,7 +276,10 @@ def dumps(value: Value) -> bytes:
             return {"$": "tuple", "of": list(v)}
         if isinstance(v, tuple | list | set | frozenset):
             of = sorted(v, key=repr) if isinstance(v, set | frozenset) else v
-            return {"$": type(v).__name__ if type(v).__name__ in _SEQUENCES else "list", "of": [write(x) for x in of]}
+            return {
+                "$": type(v).__name__ if type(v).__name__ in _SEQUENCES else "list",
+                "of": [write(x) for x in of],
+            }
         if isinstance(v, Message):
             return {"$": "message", "of": [[k, write(x)] for k, x in v.items()]}
         if isinstance(v, Mapping):

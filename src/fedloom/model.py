@@ -63,7 +63,9 @@ class Model:
         self.module = module
         self.buffers = self._buffer_rule(buffers)
         shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
-        self.layout = Layout(shapes, {n: b.shape for n, b in _statistics(module).items()} if self.buffers == "vector" else None)
+        self.layout = Layout(
+            shapes, {n: b.shape for n, b in _statistics(module).items()} if self.buffers == "vector" else None
+        )
         self.training = False
         self.block: slice | str | None = None
         self._shared = _Shared(module, self.buffers)
@@ -115,6 +117,10 @@ class Model:
     def train(self) -> Model:
         """The same function in training mode (dropout on, batch statistics)."""
         return self._but(training=True)
+
+    def eval(self) -> Model:
+        """The same function in evaluation mode: a teacher inside a loss hook, `model.eval()(teacher, x)`."""
+        return self._but(training=False)
 
     def __getitem__(self, block: str | slice) -> Model:
         """Named blocks, still functions of the WHOLE vector: `model["head"](w, z)`, `model[:"head"](w, x)`.

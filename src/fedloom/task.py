@@ -122,9 +122,7 @@ class Classification(Task):
     def check(self, data: Data) -> None:
         super().check(data)
         if data.y.dtype != torch.int64:
-            raise DataError(
-                f"Classification needs int64 labels in `y`; given {str(data.y.dtype)[6:]}: use y.long()"
-            )
+            raise DataError(f"Classification needs int64 labels in `y`; given {str(data.y.dtype)[6:]}: use y.long()")
 
 
 @dataclass(frozen=True)

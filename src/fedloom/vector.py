@@ -45,8 +45,10 @@ class Layout:
 
     def view(self, vector: Tensor, name: str) -> Tensor:
         """One named piece of `(..., d)` as `(..., *shape)`, sharing memory."""
-        return vector[..., self.span(name)].unflatten(-1, self.shapes[name] or (1,)).reshape(
-            *vector.shape[:-1], *self.shapes[name]
+        return (
+            vector[..., self.span(name)]
+            .unflatten(-1, self.shapes[name] or (1,))
+            .reshape(*vector.shape[:-1], *self.shapes[name])
         )
 
     def tree(self, vector: Tensor) -> dict[str, Tensor]:

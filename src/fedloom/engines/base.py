@@ -94,7 +94,11 @@ def _find(method: Any, owner: object) -> str | None:
 
 @dataclass
 class Job:
-    """One client's turn, as data: programs are names, payloads tensors and numbers."""
+    """One client's turn, as data: programs are names, payloads tensors and numbers.
+
+    With `judge`, the program's answer (a vector or a function) is evaluated on that split and the metric sums are the
+    reply; nothing is charged and no memory changes.
+    """
 
     number: int
     id: int
@@ -104,6 +108,7 @@ class Job:
     memory: Mapping[str, Any]
     version: int = 0
     began: float = 0.0
+    judge: str = ""
 
 
 @dataclass
@@ -147,4 +152,4 @@ Answer = Callable[["Ask", int], Any]
 
 __all__ = ["Answer", "Behaviour", "Engine", "Fold", "Job", "Outcome", "Plan", "Query", "Total"]
 if TYPE_CHECKING:
-    from ..client import Query  # noqa: F811
+    from ..client import Query

@@ -35,7 +35,9 @@ class Fold:
         if isinstance(self.weight, str):
             value = message.get(self.weight)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise MessageError(f"the weight {self.weight!r} must be a finite number >= 0 in the reply; given {value!r}")
+                raise MessageError(
+                    f"the weight {self.weight!r} must be a finite number >= 0 in the reply; given {value!r}"
+                )
             return float(value)
         return float(self.weight)
 
@@ -68,9 +70,7 @@ def tree(parts: Sequence[Total]) -> Total:
     """Partial sums of consecutive chunks, added pairwise in a fixed binary tree: equal for any number of workers."""
     level = list(parts) or [Total()]
     while len(level) > 1:
-        level = [
-            level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)
-        ]
+        level = [level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
     return level[0]
 
 
@@ -168,5 +168,9 @@ def structure(value: Any) -> object:
 
 
 def _brief(s: object) -> str:
-    text = ", ".join(f"{k}: {v[1] if isinstance(v, tuple) and len(v) > 1 else v}" for k, v in s) if isinstance(s, tuple) else str(s)
+    text = (
+        ", ".join(f"{k}: {v[1] if isinstance(v, tuple) and len(v) > 1 else v}" for k, v in s)
+        if isinstance(s, tuple)
+        else str(s)
+    )
     return "{" + text + "}"

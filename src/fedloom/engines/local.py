@@ -207,4 +207,3 @@ class _intra_op:
 def _one_thread() -> None:
     torch.set_num_threads(1)
     threading.current_thread().name += "-1op"
-

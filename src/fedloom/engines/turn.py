@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from ..channel.stage import Sender
-from ..client import Ask, Client, Query, settled
+from ..client import Ask, Client, Query, settled, suspend
 from ..errors import ClientFailure, Declined, FedloomError
 from ..message import Message, nbytes, opened
 from ..training.inference import evaluate, gradient, predict
@@ -28,13 +28,16 @@ class Turn:
         self.request: Training | Query | Ask | None = None
         self.result: Message | None = None
         self.client = Client(plan, job.id, job.key, job.memory, job.began)
-        honest = plan.program(job.program)
-        behaviour = plan.behave.get(job.id)
+        honest = plan.program(job.program) if job.program else _given
+        behaviour = None if job.judge else plan.behave.get(job.id)
         payload = dict(job.payload)
         try:
-            self.coroutine = (
-                behaviour(self.client, honest, **payload) if behaviour else honest(self.client, **payload)
-            )
+            if job.judge:
+                self.coroutine = _judged(self.client, honest, job.judge, payload)
+            elif behaviour:
+                self.coroutine = behaviour(self.client, honest, **payload)
+            else:
+                self.coroutine = honest(self.client, **payload)
         except TypeError as e:
             raise self._failure(e, "could not be called with its payload") from e
         if not inspect.iscoroutine(self.coroutine):
@@ -65,12 +68,7 @@ class Turn:
 
     def answer(self, query: Query) -> Any:
         """Work without training, done on the spot."""
-        if query.kind == "predict":
-            return predict(query.model, query.vector, query.data, query.fn)
-        if query.kind == "gradient":
-            return gradient(query.model, query.vector, query.data)
-        total = evaluate(query.model, query.vector, query.data)
-        return {k: v for metric, part in zip(self.plan.task.metrics, total) for k, v in metric.finish(part).items()}
+        return answered(self.plan, query)
 
     def fail(self, error: Exception) -> None:
         """The awaited work itself failed: the program hears of it where it waits."""
@@ -90,6 +88,9 @@ class Turn:
         if result is not None and not isinstance(result, Message):
             raise self._failure(None, f"returned {type(result).__name__}; it returns a Message(...) or None")
         memory = self.client.memory
+        if self.job.judge:
+            self.result = result
+            return
         if result is not None:
             result = self._through_channel(result)
         self.result = result
@@ -101,9 +102,7 @@ class Turn:
         """Encode, count, decode: what the server will read."""
         if self.plan.channel:
             message = Message(settled(dict(message)))
-            sender = Sender(
-                self.job.id, self.client.memory, self.client.rng, self.plan.federation.size(self.job.id)
-            )
+            sender = Sender(self.job.id, self.client.memory, self.client.rng, self.plan.federation.size(self.job.id))
             message = self.plan.channel.encode(message, sender)
         self.outcome.nbytes = nbytes(message)
         return opened(self.plan.channel.decode(message))
@@ -117,3 +116,27 @@ class Turn:
             program=self.job.program,
             round=self.job.version,
         )
+
+
+def answered(plan: Plan, query: Query) -> Any:
+    """Predictions, a gradient, or figures."""
+    if query.kind == "predict":
+        return predict(query.model, query.vector, query.data, query.fn)
+    if query.kind == "gradient":
+        return gradient(query.model, query.vector, query.data)
+    totals = evaluate(query.model, query.vector, query.data)
+    if query.kind == "sums":
+        return totals
+    return {k: v for metric, part in zip(plan.task.metrics, totals) for k, v in metric.finish(part).items()}
+
+
+async def _given(client: Client, answer: Any) -> Any:
+    return answer
+
+
+async def _judged(client: Client, program: Any, split: str, payload: dict[str, Any]) -> Message:
+    """A program's answer, judged on one split of the client's data: sums, by metric."""
+    answer = await program(client, **payload)
+    data = getattr(client.data, split)
+    totals = await suspend(Query("sums", client.id, client.model, answer, data))
+    return Message({f"m{k}": dict(total) for k, total in enumerate(totals)})

@@ -1,0 +1,34 @@
+"""Runs: experiments, checkpoints, logs, recipes, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .experiment import Experiment, Observer, Run, run
+from .recipe import Recipe
+
+
+def resume(folder: str | Path, observers: Sequence[Observer] = ()) -> Run:
+    """Continue the run in a folder, to the same end as if it had never stopped.
+
+    Raises:
+        CheckpointError: nothing to resume from, or the run was made from Python objects (run that program with
+            `Experiment(...).run(resume=True)`).
+    """
+    folder = Path(folder)
+    config = folder / "config.toml"
+    if not config.exists():
+        raise CheckpointError(f"{folder} holds no run: there is no config.toml in it")
+    if "made_in_python" in config.read_text():
+        raise CheckpointError(
+            f"{folder} was made by a Python program from objects; continue it there, with "
+            f"Experiment(..., out={str(folder)!r}).run(resume=True)"
+        )
+    experiment = Recipe.from_toml(config).experiment(out=folder)
+    experiment.observers = observers
+    return experiment.run(resume=True)
+
+
+__all__ = ["Experiment", "Observer", "Recipe", "Run", "resume", "run"]

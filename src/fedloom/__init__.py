@@ -1,0 +1,43 @@
+"""Fedloom: heterogeneous federated learning. Methods that read like their papers, on engines that run them fast.
+
+import fedloom as fl
+federation = fl.Federation.from_arrays(x, y, clients=100, partition=fl.Dirichlet(alpha=0.1), test=(xt, yt))
+run = fl.run(fl.FedAvg(cohort=10), fl.Classification(model=MyNet), federation, rounds=50, seed=0)
+run.report("report.html")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import data as _data
+from .card import Card
+from .client import Client
+from .clients import Clients, Cohort, Evaluation, Replies, Reply
+from .data import *  # noqa: F403
+from .errors import Declined, FedloomError, FedloomWarning
+from .message import At, Message, once
+from .method import Method, State, method_named, methods, register
+from .model import Model, Part
+from .runs import Experiment, Recipe, Run, resume, run
+from .task import Classification, Metric, NextToken, Regression, Task
+from .timing.world import World
+from .training import SGD, Adam, Solver
+from .vector import Layout
+
+
+def __getattr__(name: str) -> Any:
+    """Method classes by name (`fedloom.Scaffold`), found when first asked for."""
+    if not name.startswith("_"):
+        for cls in methods().values():
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
+
+
+__all__ = [
+    "SGD", "Adam", "At", "Card", "Classification", "Client", "Clients", "Cohort", "Declined", "Evaluation",
+    "Experiment", "FedloomError", "FedloomWarning", "Layout", "Message", "Method", "Metric", "Model", "NextToken",
+    "Part", "Recipe", "Regression", "Replies", "Reply", "Run", "Solver", "State", "Task", "World",
+    "method_named", "methods", "once", "register", "resume", "run", *_data.__all__,
+]  # fmt: skip

@@ -1,0 +1,504 @@
+"""The server's view of its clients: whom to ask, and what came back. No data and no memory is visible from here."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from .client import Client, Query
+from .data.fields import Data
+from .engines.fold import divided, weighted
+from .errors import ConfigError, DataError
+from .keyed import choose
+from .message import Message, record
+from .model import Model
+from .training.request import Training
+
+if TYPE_CHECKING:
+    from .runs.host import Host
+
+
+@record
+@dataclass(frozen=True)
+class Reply:
+    """One client's answer, with the fields of its message as attributes (`reply.delta`).
+
+    Attributes:
+        id: who; `n` its training samples; `job` the number of the job.
+        staleness: rounds returned between the job's sending and now.
+        began, time: seconds when it started there and when it arrived.
+        sent: the payload it answers.
+    """
+
+    id: int
+    n: int
+    job: int
+    staleness: int
+    began: float
+    time: float
+    sent: Message
+    message: Message
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "message":
+            raise AttributeError(name)
+        return getattr(self.message, name)
+
+
+@record
+@dataclass(frozen=True)
+class Replies(Sequence[Reply]):
+    """Answers of several clients, in the order they were asked (or arrived).
+
+    `replies.delta` is the stack `(n, ...)` of a field (a list where shapes differ), `replies.ids`, `replies.mean(...)`.
+    """
+
+    items: tuple[Reply, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Reply: ...
+    @overload
+    def __getitem__(self, index: slice) -> Replies: ...
+    def __getitem__(self, index: int | slice) -> Reply | Replies:
+        return Replies(self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Reply]:
+        return iter(self.items)
+
+    def __add__(self, other: Iterable[Reply]) -> Replies:
+        return Replies(self.items + tuple(other))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "items":
+            raise AttributeError(name)
+        if not self.items:
+            raise DataError(f"no replies, so no {name!r}: an empty cohort is legal, ask `if replies` first")
+        values = [r.message[name] for r in self.items]
+        if isinstance(values[0], Tensor):
+            same = all(v.shape == values[0].shape for v in values)
+            return torch.stack(values) if same else values
+        return torch.tensor(values) if all(isinstance(v, int | float) for v in values) else values
+
+    @property
+    def ids(self) -> list[int]:
+        return [r.id for r in self.items]
+
+    @property
+    def weights(self) -> Tensor:
+        """Shares of training samples `(n,)`, adding up to 1."""
+        n = torch.tensor([float(r.n) for r in self.items])
+        return n / n.sum()
+
+    def where(self, keep: Callable[[Reply], bool]) -> Replies:
+        """Those that satisfy a condition."""
+        return Replies(tuple(r for r in self.items if keep(r)))
+
+    def sum(self, weight: Callable[[Reply], float] | None = None) -> Message:
+        """`sum_k weight(reply_k) * field_k` for every field (weight 1 by default), and `count`."""
+        if not self.items:
+            return Message(count=0)
+        ordered = sorted(self.items, key=lambda r: r.job)
+        w = [1.0 if weight is None else float(weight(r)) for r in ordered]
+        names = ordered[0].message
+        return Message(
+            {k: weighted([r.message[k] for r in ordered], w) for k in names},
+            count=len(ordered),
+            weight=sum(w),
+        )
+
+    def mean(self, weight: Callable[[Reply], float] | None = None) -> Message:
+        """The weighted mean of every field; by default weighted with training samples."""
+        total = self.sum(weight or (lambda r: float(r.n)))
+        return Message({k: v if k in ("count", "weight") else divided(v, total.weight) for k, v in total.items()})
+
+
+class Cohort(list[int]):
+    """Clients that were drawn, with the law that drew them.
+
+    Attributes:
+        probability: chance of each client to be in it (one number, or by id), None where unknown.
+        expected: expected size under the law.
+        law: "fixed" (without replacement), "poisson", "all", or the policy's name.
+    """
+
+    def __init__(
+        self,
+        ids: Iterable[int],
+        probability: float | Mapping[int, float] | None = None,
+        expected: float | None = None,
+        law: str = "fixed",
+    ) -> None:
+        super().__init__(ids)
+        self.probability, self.law = probability, law
+        self.expected = float(len(self)) if expected is None else expected
+
+
+class Without(Sequence[int]):
+    """`ids` without a few of them, in O(few): what a million clients less those at work looks like."""
+
+    def __init__(self, ids: Sequence[int], gone: Iterable[int]) -> None:
+        self._ids = ids
+        position = ids.index if not isinstance(ids, range) else (lambda i: (i - ids.start) // ids.step)
+        self._gone = sorted({position(i) for i in gone if i in ids})
+
+    def __len__(self) -> int:
+        return len(self._ids) - len(self._gone)
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        if not -len(self) <= k < len(self):
+            raise IndexError(k)
+        k %= len(self)
+        low, high = 0, len(self._gone)
+        while low < high:  # the k-th position that is not gone
+            mid = (low + high) // 2
+            if self._gone[mid] - mid <= k:
+                low = mid + 1
+            else:
+                high = mid
+        return self._ids[k + low]
+
+    def __contains__(self, id: object) -> bool:
+        if id not in self._ids:
+            return False
+        at = self._ids.index(id)  # type: ignore[arg-type]
+        k = bisect.bisect_left(self._gone, at)
+        return not (k < len(self._gone) and self._gone[k] == at)
+
+
+@dataclass(frozen=True)
+class Evaluation(Mapping[str, float]):
+    """Metrics of one view of the result: pooled over samples as a mapping; per client in `clients`."""
+
+    pooled: Mapping[str, float]
+    clients: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.pooled[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pooled)
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def spread(self, name: str, better: int = 1) -> dict[str, float]:
+        """Mean, standard deviation and worst 10 % (mean over the worst tenth of clients) of one metric."""
+        values = sorted((m[name] for m in self.clients.values() if name in m), reverse=better < 0)
+        if not values:
+            return {}
+        worst = values[: max(1, math.ceil(len(values) / 10))]
+        mean = math.fsum(values) / len(values)
+        var = math.fsum((v - mean) ** 2 for v in values) / len(values)
+        return {"mean": mean, "std": math.sqrt(var), "worst10": math.fsum(worst) / len(worst)}
+
+
+class Server(Client):
+    """A client over the server's own declared data, whose calls return at once: server-side learning, no bytes."""
+
+    def __init__(self, host: Host, draw: int) -> None:
+        super().__init__(host.plan, -1, ("server", host.version, draw), {}, host.now)
+        self._host = host
+
+    @property
+    def data(self) -> Any:
+        data = self._host.plan.federation.validation
+        if data is None:
+            raise DataError(
+                "this federation declares no data of the server's own; give some: Federation.from_arrays(..., "
+                "validation=Data(x=..., y=...)), or pass data=clients.public"
+            )
+        return data
+
+    @property
+    def model(self) -> Model:
+        return self._host.plan.model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Client.train`, at once."""
+        return self._now(super().train(*args, **kwargs))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Client.predict`, at once."""
+        return self._now(super().predict(*args, **kwargs))
+
+    def gradient(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Client.gradient`, at once."""
+        return self._now(super().gradient(*args, **kwargs))
+
+    def evaluate(self, vector: Any, data: Data | str = "test", model: Model | None = None) -> Any:
+        """As `Client.evaluate`, at once, on given data or the server's own."""
+        return self._now(super().evaluate(vector, self.data if isinstance(data, str) else data, model))
+
+    def _now(self, work: Any) -> Any:
+        try:
+            request = work.send(None)
+            assert isinstance(request, Training | Query)
+            work.send(self._host.at_once(request))
+        except StopIteration as end:
+            return end.value
+        raise AssertionError("one await, one request")
+
+
+class Clients:
+    """All clients (or, after `only`, some of them), as the server sees them."""
+
+    def __init__(self, host: Host, ids: Sequence[int] | None = None, start: float | None = None) -> None:
+        self._host = host
+        self._ids: Sequence[int] = range(len(host.plan.federation)) if ids is None else ids
+        self._groups: list[Clients] = []
+        self._start = start
+
+    # ------------------------------------------------------------ who is there
+    @property
+    def ids(self) -> Sequence[int]:
+        """Every client's number."""
+        return self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def panel(self) -> Sequence[int]:
+        """Clients that personal evaluation looks at: all, or a fixed random hundred of many."""
+        if len(self._ids) <= 100:
+            return self._ids
+        return [self._ids[k] for k in sorted(choose(len(self._ids), 100, self._host.plan.seed, "panel"))]
+
+    def available(self) -> Sequence[int]:
+        """Those who are there this round."""
+        return self._host.plan.world.here(self._ids, self._host.version)
+
+    def idle(self) -> Sequence[int]:
+        """Those who are there and have no job under way."""
+        return Without(self.available(), {p.id for p in self._host.dispatch.outstanding()})
+
+    def only(self, ids: Iterable[int]) -> Clients:
+        """The same view of some clients. Several of these in one round overlap in time."""
+        group = Clients(self._host, list(ids), self._time())
+        self._groups.append(group)
+        return group
+
+    def info(self, id: int) -> Mapping[str, Any]:
+        """What the server knows of a client: samples, model, device."""
+        plan = self._host.plan
+        return {
+            "samples": plan.federation.size(id),
+            "model": plan.model_of(id).name,
+            "device": plan.world.device(id),
+        }
+
+    def sample(
+        self,
+        k: int | float,
+        ids: Sequence[int] | None = None,
+        policy: Callable[..., Cohort] | None = None,
+    ) -> Cohort:
+        """Draw a cohort.
+
+        Args:
+            k: how many (all when there are fewer); a float in (0, 1) draws each client with that chance (Poisson).
+            ids: from these; default those available.
+            policy: `policy(ids, k, rng) -> Cohort` instead of the uniform law.
+        """
+        ids = self.available() if ids is None else ids
+        if policy is not None:
+            return policy(ids, k, self.rng("sample"))
+        key = self._host.draw_key("sample")
+        n = len(ids)
+        if isinstance(k, float):
+            if not 0 < k < 1:
+                raise ConfigError(f"sample({k}): a float is a chance in (0, 1); for a number of clients give an int")
+            rng = self.rng("poisson")
+            return Cohort([i for i, u in zip(ids, torch.rand(n, generator=rng)) if u < k], k, k * n, "poisson")
+        if k < 0:
+            raise ConfigError(f"sample({k}): the number of clients is >= 0")
+        if k >= n:
+            return Cohort(ids, 1.0, float(n), "all")
+        return Cohort([ids[j] for j in choose(n, k, *key)], k / n, float(k))
+
+    # ------------------------------------------------------------ what the server has
+    @property
+    def model(self) -> Model:
+        return self._host.plan.model
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        return self._host.plan.models
+
+    @property
+    def public(self) -> Data | None:
+        return self._host.plan.federation.public
+
+    @property
+    def server(self) -> Server:
+        """A client over the server's own data; its calls return at once."""
+        return Server(self._host, self._host.draw())
+
+    @property
+    def stage(self) -> Any:
+        """The federation's current task or season (its `info["stage"]`), None where there is only one."""
+        return self._host.plan.federation.info.get("stage")
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A generator for this purpose; each call in a round is another draw."""
+        from .keyed import generator
+
+        return generator(*self._host.draw_key(purpose))
+
+    def note(self, **numbers: float) -> None:
+        """Numbers shown in progress and written to the round's log; never read back."""
+        self._host.notes.update(numbers)
+
+    # ------------------------------------------------------------ asking, all at once
+    def map(
+        self,
+        program: Callable[..., Any],
+        ids: Iterable[int] | None = None,
+        each: Mapping[int, Mapping[str, Any]] | None = None,
+        **down: Any,
+    ) -> Replies:
+        """Run a client program at `ids` (default all) and get every reply.
+
+        Args:
+            each: arguments for single clients, `{id: {name: value}}`.
+            down: arguments for all.
+        """
+        ids, t = self._chosen(ids), self._own_time()
+        replies, end = self._host.ask(ids, program, each, down, t)
+        self._passed(end)
+        return Replies(tuple(replies))
+
+    def mean(
+        self,
+        program: Callable[..., Any],
+        ids: Iterable[int] | None = None,
+        weight: str | float | None = None,
+        each: Mapping[int, Mapping[str, Any]] | None = None,
+        least: int = 1,
+        **down: Any,
+    ) -> Message:
+        """The weighted mean of every field of the replies; no single reply is seen.
+
+        Args:
+            weight: training samples (default), a number (equal weights), or the name of a number in the reply.
+            least: below this many replies the exchange is void: an empty message with `count` 0.
+
+        Returns:
+            the means, with `count` replies and total `weight`. `At` entries come back `Covered`: `.over(old)`.
+        """
+        ids, t = self._chosen(ids), self._own_time()
+        total, end = self._host.total(ids, program, each, down, weight, t, mean=True, least=least)
+        self._passed(end)
+        return total
+
+    def sum(
+        self,
+        program: Callable[..., Any],
+        ids: Iterable[int] | None = None,
+        weight: str | float = 1.0,
+        each: Mapping[int, Mapping[str, Any]] | None = None,
+        least: int = 1,
+        **down: Any,
+    ) -> Message:
+        """As `mean`, undivided, and unweighted by default."""
+        ids, t = self._chosen(ids), self._own_time()
+        total, end = self._host.total(ids, program, each, down, weight, t, mean=False, least=least)
+        self._passed(end)
+        return total
+
+    # ------------------------------------------------------------ asking, in one's own time
+    def send(
+        self,
+        ids: int | Iterable[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None = None,
+        when: float | str | None = None,
+        **down: Any,
+    ) -> list[int]:
+        """Start jobs and go on; `receive` gets what they return.
+
+        Returns:
+            job numbers.
+        """
+        chosen = [ids] if isinstance(ids, int) else list(ids)
+        return self._host.send(chosen, program, each, when, down, self._host.now)
+
+    def receive(self, count: int | None = None, until: float | None = None, of: Iterable[int] | None = None) -> Replies:
+        """The next replies: all of one instant; exactly `count`; or all by time `until` (at most `count`).
+
+        Args:
+            of: only from these clients.
+        """
+        chosen = None if of is None else set(of)
+        replies = self._host.receive(count, math.inf if until is None else until, chosen)
+        return Replies(tuple(replies))
+
+    def cut(self, ids: Iterable[int], at: float | None = None) -> None:
+        """Training that runs at these clients at that time (default now) stops; programs go on with what they have."""
+        self._host.dispatch.cut(ids, self._host.now if at is None else at)
+
+    def cancel(self, job: int) -> None:
+        """Forget a job that has not arrived; nothing of it remains."""
+        self._host.dispatch.cancel(job)
+
+    @property
+    def jobs(self) -> list[Any]:
+        """Jobs under way, and replies not yet received: `.number`, `.id`, `.payload`, `.sent`."""
+        mine = set(self._ids) if not isinstance(self._ids, range) else self._ids
+        return [p for p in self._host.dispatch.outstanding() if p.id in mine]
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return self._own_time()
+
+    # ------------------------------------------------------------ peers and views
+    def mix(self, name: str, topology: Any) -> None:
+        """Peer-to-peer averaging of the vector `name` that clients hold in memory, along the edges of a topology."""
+        self._passed(self._host.mix(name, topology, self._ids, self._own_time()))
+
+    def evaluate(
+        self,
+        what: Tensor | Callable[..., Any],
+        ids: Iterable[int] | None = None,
+        split: str = "test",
+        each: Mapping[int, Mapping[str, Any]] | None = None,
+        **down: Any,
+    ) -> Evaluation:
+        """Metrics of a vector, of a function of a model's inputs, or of a program that returns one at each client.
+
+        A vector or function without `ids` is judged on the federation's own test set where it has one; otherwise, and
+        for programs, on the clients' own `split`, pooled and one by one. Nothing is charged and no memory changes.
+        """
+        return self._host.evaluate(what, None if ids is None else list(ids), self.panel, split, each, down)
+
+    # ------------------------------------------------------------ time
+    def _chosen(self, ids: Iterable[int] | None) -> Sequence[int]:
+        return self._ids if ids is None else ids if isinstance(ids, Sequence) else list(ids)
+
+    def _time(self) -> float:
+        return self._host.now if self._start is None else self._start
+
+    def _own_time(self) -> float:
+        """Now, after every group that ran side by side has ended."""
+        now = max([self._time(), *(g._own_time() for g in self._groups)])
+        self._groups.clear()
+        self._passed(now)
+        return now
+
+    def _passed(self, end: float) -> None:
+        if self._start is None:
+            self._host.now = max(self._host.now, end)
+        else:
+            self._start = max(self._start, end)

@@ -1,0 +1,1 @@
+"""Optimisation: how local work is corrected, weighted and combined into one better global model."""

@@ -1,0 +1,84 @@
+"""Checkpoints between rounds: written whole or not at all, checked when read, the one before kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, MessageError
+from ..message import dumps, loads
+
+KEEP = 2
+_MAGIC = b"FEDLOOM1"
+
+
+def save(folder: Path, round: int, content: Any) -> Path:
+    """Write `round-<n>.ckpt` atomically: a kill or a full disk leaves the one before as it was.
+
+    Raises:
+        CheckpointError: it could not be written; says why and what is still there.
+    """
+    body = dumps(content)
+    path = folder / f"round-{round:06d}.ckpt"
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as f:
+            f.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        _sync(folder)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        kept = ", ".join(p.name for p in _all(folder)) or "none"
+        raise CheckpointError(
+            f"could not write {path}: {e.strerror or e}. Checkpoints still there: {kept}. Make room and `fedloom resume`"
+        ) from None
+    for old in _all(folder)[:-KEEP]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(folder: Path) -> tuple[int, Any, list[str]]:
+    """The newest checkpoint that is whole.
+
+    Returns:
+        its round, its content, and a line for each newer one that had to be passed over.
+
+    Raises:
+        CheckpointError: none there, or none whole.
+    """
+    troubles: list[str] = []
+    for path in reversed(_all(folder)):
+        try:
+            return int(path.stem.split("-")[1]), _read(path), troubles
+        except (CheckpointError, MessageError) as e:
+            troubles.append(f"{path.name}: {e}; the one before is used")
+    found = "; ".join(troubles) or f"there is no *.ckpt in {folder}"
+    raise CheckpointError(f"nothing to resume from: {found}")
+
+
+def _read(path: Path) -> Any:
+    raw = path.read_bytes()
+    head = len(_MAGIC)
+    if raw[:head] != _MAGIC:
+        raise CheckpointError("not a Fedloom checkpoint, or truncated")
+    digest, body = raw[head : head + 32], raw[head + 32 :]
+    if hashlib.sha256(body).digest() != digest:
+        raise CheckpointError("truncated or damaged (its checksum does not match)")
+    return loads(body)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*.ckpt"))
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

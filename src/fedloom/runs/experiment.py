@@ -1,0 +1,537 @@
+"""An experiment: a method on a task in a federation, for some rounds. Run it, kill it, resume it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..channel.stage import Channel, Stage
+from ..clients import Evaluation
+from ..data import Federation
+from ..engines import make
+from ..engines.base import Behaviour, Plan
+from ..errors import CheckpointError, ConfigError, DataError, StateMutated
+from ..keyed import seed_of
+from ..message import leaves
+from ..method import Method
+from ..model import Model
+from ..models import build
+from ..task import Task
+from ..timing.world import World
+from . import checkpoint
+from .host import Host
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from .recipe import Recipe
+
+Observer = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Experiment:
+    """Everything a run needs. Nothing is done until `run()`.
+
+    Args:
+        method: what is tried, with its hyperparameters.
+        task: network and loss.
+        federation: whose data.
+        rounds: server steps, >= 0.
+        seed: of everything random.
+        engine: "auto", "sequential", "stacked", "pool" or "debug"; `workers` of the pool.
+        device: "cpu" or "cuda"; dtype: of the weights.
+        channel: stages every reply passes on its way up.
+        world: devices, links and availability, for virtual time.
+        behave: client id -> a program around the honest one (adversaries).
+        evaluate_every: rounds between evaluations (the last round is always evaluated); 0: never.
+        per_client: log every client's own figures too.
+        out: folder for log, checkpoints and report; None keeps everything in memory.
+        checkpoint_seconds: at most this often (0: after every round).
+        before: an earlier run whose state the method starts from.
+        on_failure: "raise", or "exclude" (a client program that fails is counted and left out).
+        observers: called with each event, a dict.
+        recipe: the names this experiment was made from, if it was; then it can be resumed by folder alone.
+    """
+
+    method: Method
+    task: Task
+    federation: Federation
+    rounds: int = 50
+    seed: int = 0
+    engine: str = "auto"
+    workers: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    channel: Channel | Stage | Sequence[Stage] | None = None
+    world: World | None = None
+    behave: Mapping[int, Behaviour] | None = None
+    evaluate_every: int = 1
+    per_client: bool = False
+    out: str | Path | None = None
+    checkpoint_seconds: float = 2.0
+    before: Any = None
+    on_failure: str = "raise"
+    observers: Sequence[Observer] = ()
+    recipe: Recipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ConfigError(f"rounds={self.rounds} cannot be: 0 or more")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"device {self.device!r} is not there (torch sees no CUDA device); use device='cpu'")
+        if self.on_failure not in ("raise", "exclude"):
+            raise ConfigError(f"on_failure={self.on_failure!r} cannot be: 'raise' or 'exclude'")
+
+    def plan(self) -> Plan:
+        """Check that method, task, federation and channel go together, before any work is done.
+
+        Raises:
+            ConfigError, DataError, NotSupported: what does not fit, why, and what would.
+        """
+        plan = Plan(
+            method=self.method,
+            task=self.task,
+            federation=self.federation,
+            models=models_for(self.task, self.method, self.federation, self.seed, self.dtype, self.device),
+            seed=self.seed,
+            world=self.world or World(),
+            channel=Channel.of(self.channel),
+            behave=dict(self.behave or {}),
+            device=torch.device(self.device),
+            dtype=self.dtype,
+            on_failure=self.on_failure,
+        )
+        if len(self.federation) == 0:
+            raise DataError("a federation needs at least one client")
+        self.task.check(self.federation.local(0).train)
+        check_needs(plan)
+        plan.channel.check(plan)
+        return plan
+
+    def run(self, resume: bool = False) -> Run:
+        """Run to the end; with `resume`, from the newest checkpoint in `out`."""
+        return Run(self, resume=resume)._go()
+
+
+def run(method: Method, task: Task, federation: Federation, rounds: int = 50, seed: int = 0, **options: Any) -> Run:
+    """Run a method: `run(FedAvg(cohort=10), Classification(model=MyNet), federation, rounds=50)`.
+
+    Options are those of `Experiment`.
+    """
+    return Experiment(method, task, federation, rounds, seed, **options).run()
+
+
+def check_needs(plan: Plan) -> None:
+    """Refuse at the door what a method needs and this federation has not."""
+    from ..errors import NotSupported
+
+    card, federation = plan.method.card, plan.federation
+    if "public" in card.needs and federation.public is None:
+        raise NotSupported(
+            f"{card.title} needs public data that server and clients all hold, and this federation has none. Hold some "
+            f"back: Federation.from_arrays(..., public=0.1), or on the command line --public 0.1"
+        )
+    if "server data" in card.needs and federation.validation is None:
+        raise NotSupported(
+            f"{card.title} needs labelled data of the server's own, and this federation has none. Give some: "
+            f"Federation.from_arrays(..., validation=0.05)"
+        )
+    if len(plan.models) > 1 and "families" not in card.needs:
+        raise NotSupported(
+            f"{card.title} trains one network at every client, but this task has {len(plan.models)}: "
+            f"{', '.join(plan.models)}. Use one model, or a method for different networks (fedproto, fedmd, ...)"
+        )
+
+
+def models_for(
+    task: Task, method: Method, federation: Federation, seed: int, dtype: torch.dtype, device: str
+) -> dict[str, Model]:
+    """The task's networks as models, by name."""
+    sample = federation.local(0).train
+    example = tuple(x[:1] for x in task.inputs(sample))
+    spec = task.model
+    named: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {_name(spec): spec}
+    models = {}
+    for k, (name, source) in enumerate(named.items()):
+        init = seed_of(seed, "model", k)
+
+        def factory(source: Any = source, init: int = init) -> nn.Module:
+            net = source
+            if isinstance(source, str):
+                shape = tuple(example[0].shape[1:])
+                net = build(
+                    source,
+                    input_shape=shape,
+                    classes=federation.classes or _targets(sample),
+                    seed=torch.initial_seed(),
+                )
+            elif not isinstance(source, nn.Module):
+                net = source()
+            if not isinstance(net, nn.Module):
+                raise ConfigError(
+                    f"Task(model=...) must be a name, an nn.Module or a function that makes one; given {source!r}"
+                )
+            return method.module(net).to(device=device, dtype=dtype)
+
+        made: Any = factory() if isinstance(source, nn.Module) else factory
+        cast = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in example)
+        models[name] = Model(made, task, buffers=task.buffers, seed=init, example=cast, name=name)
+    return models
+
+
+def _name(spec: Any) -> str:
+    if isinstance(spec, str):
+        return spec
+    return type(spec).__name__ if isinstance(spec, nn.Module) else getattr(spec, "__name__", "model")
+
+
+def _targets(sample: Any) -> int:
+    y = sample.y
+    return int(y[0].numel()) if y.is_floating_point() else int(y.max()) + 1
+
+
+class Run:
+    """A run under way or ended.
+
+    Attributes:
+        history: one row per evaluated round, as a DataFrame.
+        summary: the figures of the whole run.
+        state: the method's last state; `params` its vector, if it has one; `model` an ordinary module with it.
+    """
+
+    def __init__(self, experiment: Experiment, resume: bool = False) -> None:
+        self.experiment = experiment
+        self.out = Path(experiment.out) if experiment.out is not None else None
+        self.rows: list[dict[str, Any]] = []
+        self.wall = 0.0
+        self.resumed_from: int | None = None
+        self.chosen: dict[str, str] = {}
+        saved = self._read_checkpoint() if resume else None
+        self.plan = experiment.plan()
+        self.host = Host(
+            self.plan,
+            lambda plan, answer: make(experiment.engine, plan, answer, experiment.workers, self.chosen),
+        )
+        if saved is not None:
+            self._restore(saved)
+
+    # ------------------------------------------------------------ results
+    @property
+    def state(self) -> Any:
+        return self.host.state
+
+    @property
+    def params(self) -> Tensor | None:
+        params = getattr(self.host.state, "params", None)
+        return params if isinstance(params, Tensor) else None
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network as an ordinary module.
+
+        Raises:
+            ConfigError: this method has no single model.
+        """
+        if self.params is None or self.params.dim() != 1:
+            raise ConfigError(
+                f"{self.plan.method.card.title} has no single global model; look at run.state and run.memories"
+            )
+        return self.plan.model.to_module(self.params)
+
+    @property
+    def memories(self) -> dict[int, dict[str, Any]]:
+        """What clients hold, by id (a simulation can look; a server cannot)."""
+        return self.host.memories
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return pd.DataFrame([_flat(r) for r in self.rows])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        e, plan = self.experiment, self.plan
+        last = next((r for r in reversed(self.rows) if "global" in r or "personal" in r), {})
+        final = {k: v for k, v in _flat(last).items() if "." in k and not k.startswith("notes")}
+        return {
+            "method": plan.method.card.id,
+            "engine": self.host.engine.name,
+            "rounds": self.host.version,
+            "final": final,
+            "best": self._best(),
+            "bytes_up": self.host.ledger.up,
+            "bytes_down": self.host.ledger.down,
+            "bytes_peers": self.host.ledger.peers,
+            "virtual_seconds": self.host.now,
+            "wall_seconds": round(self.wall, 3),
+            "rounds_per_second": round(self.host.version / self.wall, 3) if self.wall > 0 else None,
+            "excluded": sum(r.get("excluded", 0) for r in self.rows),
+            "choices": self.host.engine.choices(),
+            "hyperparameters": _plain(asdict(plan.method) if is_dataclass(plan.method) else {}),
+            "channel": [repr(s) for s in plan.channel.stages],
+            "spent": dict(self.host.spent),
+            "clients": len(plan.federation),
+            "seed": e.seed,
+            "data": plan.federation.name,
+            "data_sha256": plan.federation.sha256,
+            "parameters": plan.model.layout.size,
+            "versions": versions(),
+        }
+
+    def _best(self) -> dict[str, Any] | None:
+        """The round that was best on VALIDATION data; None without any. Test figures never choose."""
+        name, sign = self.plan.task.headline
+        judged = [r for r in self.rows if name in r.get("validation", {})]
+        if not judged:
+            return None
+        row = max(judged, key=lambda r: sign * r["validation"][name])
+        return {
+            "by": f"validation {name}",
+            **{k: v for k, v in _flat(row).items() if not k.startswith("notes")},
+        }
+
+    def plot(self) -> go.Figure:
+        """The headline metric against rounds."""
+        from .report import curves
+
+        return curves([self])[0]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the self-contained HTML report."""
+        from .report import write_report
+
+        target = Path(path) if path is not None else (self.out or Path(".")) / "report.html"
+        write_report([self], target)
+        return target
+
+    # ------------------------------------------------------------ the loop
+    def _go(self) -> Run:
+        e = self.experiment
+        self._open()
+        if self.resumed_from is None:
+            self.host.start(e.before)
+        self._say("start", rounds=e.rounds)
+        saved_at = time.monotonic()
+        try:
+            while self.host.version < e.rounds:
+                began = time.monotonic()
+                before = _versions_of(self.host.state)
+                self.host.round()
+                _unchanged(before, self.plan.method)
+                if self.host.version == e.rounds:
+                    self.host.state = self.plan.method.finish(self.host.state, self.host.clients)
+                row = self._row()
+                self.wall += time.monotonic() - began
+                row["wall"] = round(self.wall, 4)
+                self.rows.append(row)
+                self._write_row(row)
+                self._say("round", rounds=e.rounds, row=row)
+                due = time.monotonic() - saved_at >= e.checkpoint_seconds
+                if self.out is not None and (due or self.host.version == e.rounds):
+                    self._save()
+                    saved_at = time.monotonic()
+        finally:
+            self.host.engine.close()
+        self._close()
+        self._say("end", rounds=e.rounds, summary=self.summary)
+        return self
+
+    def _row(self) -> dict[str, Any]:
+        host, e = self.host, self.experiment
+        row: dict[str, Any] = {
+            "round": host.version,
+            "time": host.now,
+            "bytes_up": host.ledger.up,
+            "bytes_down": host.ledger.down,
+            "bytes_peers": host.ledger.peers,
+            "replies": host.participants,
+            "excluded": sum(host.excluded.values()),
+            "notes": {k: float(v) for k, v in host.notes.items()},
+        }
+        if host.excluded:
+            row["exclusions"] = dict(host.excluded)
+        last = host.version == e.rounds
+        if e.evaluate_every and (host.version % e.evaluate_every == 0 or last):
+            for view, result in self.plan.method.evaluate(host.state, host.clients).items():
+                row[view] = self._view(result)
+            params = self.params
+            if params is not None and params.dim() == 1 and self._has_validation():
+                row["validation"] = dict(host.clients.evaluate(params, split="val"))
+        return row
+
+    def _has_validation(self) -> bool:
+        f = self.plan.federation
+        return f.validation is not None or len(f.local(0).val) > 0
+
+    def _view(self, result: Evaluation) -> dict[str, Any]:
+        name, sign = self.plan.task.headline
+        view: dict[str, Any] = {**dict(result), **result.spread(name, sign)}
+        if self.experiment.per_client and result.clients:
+            view["clients"] = {str(i): dict(m) for i, m in result.clients.items()}
+        return view
+
+    # ------------------------------------------------------------ the folder
+    def _open(self) -> None:
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        log = self.out / "metrics.jsonl"
+        if self.resumed_from is None and log.exists():
+            raise ConfigError(
+                f"{self.out} already holds a run. Continue it with `fedloom resume {self.out}`, or choose another --out"
+            )
+        from .config import write_config
+
+        write_config(self)
+        text = "".join(json.dumps(r) + "\n" for r in self.rows)  # rows after the checkpoint are run again
+        _replace(log, text)
+        if self.resumed_from is None:
+            self._save()
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        if self.out is not None:
+            with open(self.out / "metrics.jsonl", "a") as f:
+                f.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        assert self.out is not None
+        host = self.host
+        checkpoint.save(
+            self.out / "checkpoints",
+            host.version,
+            {
+                "identity": identity(self.experiment),
+                "state": host.state,
+                "started": host.state is not None,
+                "memories": host.memories,
+                "books": host.books,
+                "holds": host.holds,
+                "ledger": host.ledger,
+                "spent": host.spent,
+                "now": host.now,
+                "version": host.version,
+                "posted": host.posted,
+                "jobs": list(host.dispatch.jobs.values()),
+                "mail": host.dispatch.mail,
+                "cuts": host.dispatch.cuts_seen,
+                "rows": self.rows,
+                "wall": self.wall,
+                "chosen": host.engine.choices() or self.chosen,
+            },
+        )
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        if self.out is None:
+            raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
+        _, saved, troubles = checkpoint.load(self.out / "checkpoints")
+        for line in troubles:
+            self._say("note", text=line)
+        mine = identity(self.experiment)
+        differ = {k: (v, mine[k]) for k, v in saved["identity"].items() if mine.get(k) != v}
+        if differ:
+            told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
+            raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
+        self.chosen = saved["chosen"]
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        host = self.host
+        host.state = saved["state"]
+        host.memories, host.books, host.holds = saved["memories"], saved["books"], saved["holds"]
+        host.ledger, host.spent = saved["ledger"], saved["spent"]
+        host.now, host.version, host.posted = saved["now"], saved["version"], saved["posted"]
+        host.dispatch.jobs = {p.number: p for p in saved["jobs"]}
+        host.dispatch.mail = saved["mail"]
+        host.dispatch.cuts_seen = saved["cuts"]
+        host.dispatch.revive()
+        self.rows, self.wall = saved["rows"], saved["wall"]
+        self.resumed_from = host.version if saved["started"] else None
+
+    def _close(self) -> None:
+        if self.out is None:
+            return
+        from safetensors.torch import save_file
+
+        _replace(self.out / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+        if self.params is not None and self.params.dim() == 1:
+            tree = self.plan.model.layout.tree(self.params.detach().cpu())
+            partial = self.out / "model.safetensors.partial"
+            save_file({k: v.contiguous() for k, v in tree.items()}, partial)
+            os.replace(partial, self.out / "model.safetensors")
+
+    def _say(self, event: str, **content: Any) -> None:
+        for observer in self.experiment.observers:
+            observer({"event": event, "round": getattr(getattr(self, "host", None), "version", 0), **content})
+
+
+def identity(e: Experiment) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued."""
+    return {
+        "method": e.method.card.id,
+        "hyperparameters": json.dumps(_plain(asdict(e.method) if is_dataclass(e.method) else {}), sort_keys=True),
+        "seed": e.seed,
+        "data": e.federation.sha256,
+        "dtype": str(e.dtype),
+        "channel": repr(Channel.of(e.channel).stages),
+        "world": repr(e.world or World()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    out = {"python": platform.python_version()}
+    for name in ("fedloom", "torch", "numpy", "scikit-learn", "safetensors"):
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = "unknown"
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, int | float | str | bool | type(None)) else repr(value)
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for k, v in row.items():
+        if k in ("clients", "exclusions"):
+            continue
+        out.update(_flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {f"{prefix}{k}": v})
+    return out
+
+
+def _versions_of(state: Any) -> list[tuple[Tensor, int]]:
+    return [(t, t._version) for t in leaves(state) if isinstance(t, Tensor)]
+
+
+def _unchanged(before: list[tuple[Tensor, int]], method: Method) -> None:
+    if any(t._version != v for t, v in before):
+        raise StateMutated(
+            f"{type(method).__name__}.round changed a tensor of its state in place. States are shared with jobs under "
+            f"way and with checkpoints: write `params = state.params + step` instead of `state.params += step`"
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)

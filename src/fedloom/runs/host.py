@@ -1,0 +1,381 @@
+"""What stands behind `Clients` in one process: posts jobs, commits what counts, counts bytes, keeps time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..channel.ledger import Ledger
+from ..channel.stage import Exchange
+from ..client import Ask, Client, Query
+from ..clients import Clients, Cohort, Evaluation, Replies, Reply
+from ..engines.base import Engine, Job, Outcome, Plan
+from ..engines.fold import Fold, divided
+from ..engines.turn import answered
+from ..errors import NotSupported
+from ..keyed import generator
+from ..message import Message, Once, nbytes, opened
+from ..timing.dispatch import NEVER, Dispatch, Posted
+from ..training.inference import evaluate
+from ..training.request import Training
+
+
+class Host:
+    """The run's inside: everything that lasts besides the method's state.
+
+    Attributes:
+        memories, books: by client, only for those that have any.
+        ledger: bytes so far; `spent` what no resume may undo (privacy).
+        now: virtual seconds; `version` the round being run, from 0.
+        holds: hashes of `once` values each client has.
+        notes: numbers of this round; `excluded` replies that did not count, by reason.
+    """
+
+    def __init__(self, plan: Plan, engine_of: Callable[[Plan, Callable[[Ask, int], Any]], Engine]) -> None:
+        self.plan = plan
+        self.engine = engine_of(plan, self.answer)
+        self.dispatch = Dispatch(self)
+        self.clients = Clients(self)
+        self.memories: dict[int, dict[str, Any]] = {}
+        self.books: dict[int, dict[str, float]] = {}
+        self.holds: dict[int, set[str]] = {}
+        self.ledger = Ledger()
+        self.spent: dict[str, float] = {}
+        self.now = 0.0
+        self.version = 0
+        self.posted = 0
+        self.state: Any = None
+        self._fresh_round()
+
+    def _fresh_round(self) -> None:
+        self.notes: dict[str, float] = {}
+        self.excluded: dict[str, int] = {}
+        self.participants = 0
+        self._draws: dict[str, int] = {}
+        self._turns: dict[int, int] = {}
+
+    # ------------------------------------------------------------ rounds
+    def start(self, before: Any = None) -> None:
+        self.state = self.plan.method.start(self.clients, before)
+
+    def round(self) -> None:
+        """One server step; the clock and the counters move with it."""
+        self._fresh_round()
+        self.state = self.plan.method.round(self.state, self.clients)
+        self.now = max(self.now, self.clients.now)
+        self.version += 1
+
+    # ------------------------------------------------------------ keys
+    def draw(self, purpose: str = "") -> int:
+        """A running number of draws for one purpose within the round."""
+        n = self._draws.get(purpose, 0)
+        self._draws[purpose] = n + 1
+        return n
+
+    def draw_key(self, purpose: str) -> tuple[Any, ...]:
+        return (self.plan.seed, purpose, self.version, self.draw(purpose))
+
+    def _job(self, id: int, program: str, payload: Mapping[str, Any], now: float) -> tuple[Job, int]:
+        """A job for a client: its key is (client, round, how many jobs it was sent this round)."""
+        turn = self._turns.get(id, 0)
+        self._turns[id] = turn + 1
+        size = self._charge(id, payload)
+        self.posted += 1
+        message = opened(Message(payload))
+        return Job(self.posted, id, program, message, (id, self.version, turn), {}, self.version, now), size
+
+    def _charge(self, id: int, payload: Mapping[str, Any]) -> int:
+        """Bytes down; a `once` value is charged to clients that do not hold it yet."""
+        size = 0
+        for value in payload.values():
+            if isinstance(value, Once):
+                held, key = self.holds.setdefault(id, set()), value.key()
+                if key in held:
+                    continue
+                held.add(key)
+            size += nbytes(value)
+        return size
+
+    def memory_of(self, id: int) -> dict[str, Any]:
+        return self.memories.get(id, {})
+
+    # ------------------------------------------------------------ asking, all at once
+    def ask(
+        self,
+        ids: Sequence[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None,
+        down: Mapping[str, Any],
+        start: float,
+    ) -> tuple[list[Reply], float]:
+        """Every reply, and when the last one was in."""
+        if self.plan.channel.sums_only:
+            raise NotSupported(
+                f"{type(self.plan.method).__name__} called clients.map(...), which reads single replies, but the "
+                f"channel lets the server see only sums. Use clients.mean(...) or clients.sum(...), or drop that stage"
+            )
+        if self.dispatch.jobs:
+            numbers = set(self.send(ids, program, each, None, down, start))
+            got = self.dispatch.receive(len(numbers), NEVER, lambda p: p.number in numbers)
+            posts = sorted((p for _, p in got), key=lambda p: p.number)
+            return [self._reply(p) for p in posts], self.now
+        jobs = self._jobs(ids, program, each, down, start)
+        outcomes, _ = self.engine.run(jobs)
+        end = self._settle(outcomes, start)
+        replies = [
+            Reply(
+                o.job.id,
+                self.plan.federation.size(o.job.id),
+                o.job.number,
+                0,
+                start,
+                start + self._duration(o),
+                o.job.payload,
+                o.message,
+            )
+            for o in outcomes
+            if o.message is not None and o.excluded is None
+        ]
+        return replies, end
+
+    def total(
+        self,
+        ids: Sequence[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None,
+        down: Mapping[str, Any],
+        weight: str | float | None,
+        start: float,
+        *,
+        mean: bool,
+        least: int,
+    ) -> tuple[Message, float]:
+        """The (weighted) sum or mean of the replies, and when the last one was in."""
+        if self.plan.channel.uniform and (weight is None or isinstance(weight, str)):
+            raise NotSupported(
+                f"the channel needs equal weights (a client's influence must be bounded), but "
+                f"{type(self.plan.method).__name__} weights replies by {weight or 'samples'}. Call "
+                f"clients.mean(..., weight=1), or set the method's weight option, e.g. --set weight=uniform"
+            )
+        if self.dispatch.jobs:
+            replies, end = self.ask(ids, program, each, down, start)
+            w = Fold(weight)
+            out = Replies(tuple(replies)).sum(lambda r: w.of(r.message, r.n))
+            summed, count, sum_weight = (
+                {k: v for k, v in out.items() if k not in ("count", "weight")},
+                len(replies),
+                out.get("weight", 0.0),
+            )
+        else:
+            jobs = self._jobs(ids, program, each, down, start)
+            outcomes, total = self.engine.run(jobs, Fold(weight))
+            assert total is not None
+            end = self._settle(outcomes, start)
+            summed, count, sum_weight = total.values, len(total.jobs), total.weight
+        if count < max(least, 1) or sum_weight <= 0:
+            return Message(count=0, weight=0.0), end
+        return self._divided(Message(summed), ids, count, sum_weight, mean), end
+
+    def _divided(self, total: Message, ids: Sequence[int], count: int, weight: float, mean: bool) -> Message:
+        divisor = weight
+        if self.plan.channel:
+            law = ids if isinstance(ids, Cohort) else Cohort(ids, 1.0, float(len(ids)), "all")
+            exchange = Exchange(
+                count=count,
+                expected=law.expected,
+                weight=weight,
+                population=len(self.plan.federation),
+                probability=law.probability if isinstance(law.probability, float) else None,
+                rng=lambda purpose: generator(*self.draw_key(f"channel.{purpose}")),
+                ledger=self.spent,
+            )
+            total = self.plan.channel.settle(total, exchange)
+            divisor = getattr(exchange, "divisor", None) or weight
+        values = {k: divided(v, divisor) if mean else v for k, v in total.items()}
+        return Message(values, count=count, weight=weight)
+
+    def _jobs(
+        self,
+        ids: Sequence[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None,
+        down: Mapping[str, Any],
+        start: float,
+    ) -> list[Job]:
+        place = self.plan.place(program)
+        jobs = []
+        for id in ids:
+            payload = {**down, **each.get(id, {})} if each else down
+            job, size = self._job(id, place, payload, start)
+            job.memory = self.memory_of(id)
+            self.ledger.down += size
+            jobs.append(job)
+        return jobs
+
+    def _settle(self, outcomes: Sequence[Outcome], start: float) -> float:
+        """Commit what counts; send on what the programs sent to peers."""
+        end = start
+        for o in outcomes:
+            took = self._duration(o)
+            end = max(end, start + took)
+        self.commit(outcomes)
+        for o in outcomes:
+            if o.excluded is None:
+                for s in o.outbox:
+                    self.send([s.id], s.program, None, s.when, s.payload, start + self._duration(o), peer=True)
+        return end
+
+    def _duration(self, o: Outcome) -> float:
+        world = self.plan.world
+        sent = nbytes(o.job.payload) if world.down < float("inf") else 0
+        work = sum(world.seconds(o.job.id, o.job.key, phase, n) for phase, n in enumerate(o.steps))
+        return world.transfer(o.job.id, sent, world.down) + work + world.transfer(o.job.id, o.nbytes, world.up)
+
+    def commit(self, outcomes: Iterable[Outcome]) -> None:
+        """A job counts or leaves no trace; its book and its bytes stand either way."""
+        for o in outcomes:
+            id = o.job.id
+            self.participants += 1
+            self.ledger.up += o.nbytes
+            for name, amount in o.booked.items():
+                book = self.books.setdefault(id, {})
+                book[name] = book.get(name, 0.0) + amount
+            if o.excluded is not None:
+                self.excluded[o.excluded] = self.excluded.get(o.excluded, 0) + 1
+            elif o.memory is not None:
+                self.memories[id] = o.memory
+
+    # ------------------------------------------------------------ in one's own time
+    def send(
+        self,
+        ids: Iterable[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None,
+        when: float | str | None,
+        down: Mapping[str, Any],
+        now: float,
+        peer: bool = False,
+    ) -> list[int]:
+        place = self.plan.place(program)
+        numbers = []
+        for id in ids:
+            payload = {**down, **each.get(id, {})} if each else down
+            job, size = self._job(id, place, payload, now)
+            if peer:
+                self.ledger.peers += size
+            else:
+                self.ledger.down += size
+            numbers.append(self.dispatch.post(job, size, now, when).number)
+        return numbers
+
+    def receive(self, count: int | None, until: float, of: set[int] | None) -> list[Reply]:
+        if self.plan.channel.sums_only:
+            raise NotSupported(
+                f"{type(self.plan.method).__name__} reads single replies as they arrive, but the channel lets the "
+                f"server see only sums; drop that stage or use a synchronous method that calls clients.mean(...)"
+            )
+        got = self.dispatch.receive(count, until, lambda p: of is None or p.id in of)
+        return [self._reply(p, t) for t, p in got]
+
+    def _reply(self, p: Posted, time: float | None = None) -> Reply:
+        assert p.reply is not None
+        return Reply(
+            p.id,
+            self.plan.federation.size(p.id),
+            p.number,
+            self.version - p.version,
+            p.began or 0.0,
+            self.now if time is None else time,
+            p.payload,
+            p.reply,
+        )
+
+    def answer(self, question: Ask, id: int) -> Any:
+        """A question in mid-job: of the server's last state, or of peers' committed memories."""
+        if question.of is None:
+            return question.program(self.state, **question.message)
+        replies = []
+        self.ledger.peers += nbytes(question.message) * len(question.of)
+        for peer in question.of:
+            client = Client(self.plan, peer, ("ask", peer, id, self.version), dict(self.memory_of(peer)), self.now)
+            work = question.program(client, **question.message)
+            try:
+                request = work.send(None)
+                while True:
+                    request = work.send(self.at_once(request))
+            except StopIteration as end:
+                message = opened(end.value if end.value is not None else Message())
+                self.ledger.peers += nbytes(message)
+                n = self.plan.federation.size(peer)
+                replies.append(Reply(peer, n, len(replies), 0, self.now, self.now, question.message, message))
+        return Replies(tuple(replies))
+
+    def at_once(self, request: Training | Query) -> Any:
+        """Work done on the spot, for the server's own learning and for answers to questions."""
+        if isinstance(request, Training):
+            return self.engine.compute([request])[0]
+        return answered(self.plan, request)
+
+    # ------------------------------------------------------------ peers
+    def mix(self, name: str, topology: Any, ids: Sequence[int], start: float) -> float:
+        """Each client's vector becomes the weighted mean of its neighbours'; bytes are those of every directed edge."""
+        matrix = topology.matrix(ids, generator(*self.draw_key("topology")))
+        rows = [self.memories[i][name] for i in ids]
+        mixed = matrix.to(rows[0].dtype) @ torch.stack(rows)
+        edges = int((matrix != 0).sum() - (matrix.diagonal() != 0).sum())
+        self.ledger.peers += edges * nbytes(rows[0])
+        for k, i in enumerate(ids):
+            self.memories[i] = {**self.memories[i], name: mixed[k].clone()}
+        world = self.plan.world
+        return start + max(world.transfer(i, nbytes(rows[0]), world.up) for i in ids)
+
+    # ------------------------------------------------------------ judging
+    def evaluate(
+        self,
+        what: Tensor | Callable[..., Any],
+        ids: Sequence[int] | None,
+        panel: Sequence[int],
+        split: str,
+        each: Mapping[int, Mapping[str, Any]] | None,
+        down: Mapping[str, Any],
+    ) -> Evaluation:
+        plan, metrics = self.plan, self.plan.task.metrics
+        program = getattr(what, "__self__", None) is not None and not isinstance(what, Tensor)
+        shared = {"test": plan.federation.test, "val": plan.federation.validation}.get(split)
+        if not program and ids is None and shared is not None:
+            totals = evaluate(plan.model, what, shared)
+            return Evaluation({k: v for m, t in zip(metrics, totals) for k, v in m.finish(t).items()})
+        chosen = panel if ids is None else ids
+        jobs = [
+            Job(
+                -1,
+                id,
+                plan.place(what) if program else "",
+                Message({**down, **(each or {}).get(id, {})} if program else {"answer": what}),
+                (id, self.version, "evaluate", split),
+                self.memory_of(id),
+                self.version,
+                self.now,
+                judge=split,
+            )
+            for id in chosen
+            if len(getattr(plan.federation.local(id), split))
+        ]
+        for k, job in enumerate(jobs):
+            job.number = k
+        outcomes, _ = self.engine.run(jobs)
+        by_client = {o.job.id: o.message for o in outcomes if o.message is not None}
+        pooled: dict[str, float] = {}
+        figures: dict[int, dict[str, float]] = {i: {} for i in by_client}
+        for k, metric in enumerate(metrics):
+            parts = {i: Message(m[f"m{k}"]) for i, m in by_client.items()}
+            for i, part in parts.items():
+                figures[i].update(metric.finish(part))
+            if parts:
+                pooled.update(
+                    metric.finish(Message({n: sum(p[n] for p in parts.values()) for n in next(iter(parts.values()))}))
+                )
+        return Evaluation(pooled, figures)

@@ -1,0 +1,207 @@
+"""Plotly figures of runs. Every line carries its group's number (`meta["slot"]`), so that a page can recolour it for a
+light or a dark ground; line styles differ as well, for readers who do not see the colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from .record import Group, headline, views_of
+
+# told apart with every common form of colour blindness, on white and on near-black
+LIGHT = ("#0072B2", "#D55E00", "#007A5E", "#A6458A", "#B07800", "#3A87C8", "#5B5B5B", "#7A1F3D")
+DARK = ("#5AB0EE", "#F58A4B", "#35C79B", "#E59BCB", "#F2BF45", "#A5D8FA", "#BDBDBD", "#E0708F")
+LIGHT_RAMP = ("#00224E", "#2A3F6D", "#575C6D", "#7D7C78", "#A69D75", "#D3C164", "#FEE838")
+DARK_RAMP = ("#3D5FA0", "#5F72A0", "#7F8696", "#A09E88", "#BFB57C", "#DECB66", "#FEE838")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px,2px", "2px,2px")
+POINTS = 600
+"""More points than this are not drawn on one line."""
+
+AXES = {
+    "round": "round",
+    "bytes": "bytes sent, both ways",
+    "time": "virtual time (s)",
+    "wall": "wall time (s)",
+}
+VIEWS = {"global": "global model", "personal": "each client's own model"}
+
+
+def curves(
+    groups: Sequence[Group], against: str = "round", view: str = "global", figure: str = ""
+) -> go.Figure:
+    """One figure against rounds, bytes or time: the mean over seeds, and a band from the lowest to the highest.
+
+    Args:
+        groups: one line each.
+        against: "round", "bytes", "time" or "wall".
+        view: a view of the result, e.g. "global".
+        figure: "accuracy", "worst10", ...; default: the view's headline.
+    """
+    fig = go.Figure()
+    for slot, group in enumerate(groups):
+        head = headline_of(group, view)
+        name = figure or head
+        points = _thinned(group.curve(view, name, against))
+        if not points:
+            continue
+        x, mean, low, high = (list(column) for column in zip(*points))
+        if len(group.records) > 1:
+            fig.add_scatter(
+                x=x + x[::-1], y=high + low[::-1], fill="toself", line={"width": 0}, hoverinfo="skip",
+                fillcolor=_alpha(_colour(slot), 0.16), mode="lines", showlegend=False,
+                meta={"slot": slot, "part": "band"}, legendgroup=str(slot),
+            )  # fmt: skip
+        fig.add_scatter(
+            x=x, y=mean, name=group.label, mode="lines" if len(x) > 1 else "markers", legendgroup=str(slot),
+            line={"color": _colour(slot), "width": 2.2, "dash": DASHES[slot % len(DASHES)]},
+            hovertemplate=f"<b>{group.label}</b> %{{y:{_format(name, head)}}}<extra></extra>",
+            meta={"slot": slot, "part": "line"},
+        )  # fmt: skip
+    head = headline_of(groups[0], view) if groups else ""
+    what = figure or head
+    _style(fig, AXES[against], title_of(view, what))
+    fig.update_layout(hovermode="x unified")
+    if is_share(what, head):
+        fig.update_yaxes(tickformat=".0%")
+    if against == "bytes":
+        fig.update_xaxes(tickformat="~s", ticksuffix="B")
+    return fig
+
+
+def distribution(groups: Sequence[Group], view: str = "global") -> go.Figure | None:
+    """The final figure of every client, from the worst client to the best (clients of all seeds together); None where
+    no run kept figures per client."""
+    fig = go.Figure()
+    what = ""
+    for slot, group in enumerate(groups):
+        held = [c for record in group.records for c in record.clients(view).values()]
+        if not held:
+            continue
+        what = headline(held[0])
+        values = sorted(float(c[what]) for c in held if what in c)
+        share = [(i + 0.5) / len(values) for i in range(len(values))]
+        fig.add_scatter(
+            x=share, y=values, name=group.label, mode="lines", legendgroup=str(slot),
+            line={"color": _colour(slot), "width": 2.2, "dash": DASHES[slot % len(DASHES)], "shape": "hvh"},
+            hovertemplate=f"<b>{group.label}</b> %{{y:{_format(what, what)}}}<extra></extra>",
+            meta={"slot": slot, "part": "line"},
+        )  # fmt: skip
+    if not what:
+        return None
+    _style(fig, "share of clients, worst first", title_of(view, what))
+    fig.add_vrect(x0=0, x1=0.1, fillcolor="#888888", opacity=0.12, line_width=0, layer="below")
+    fig.update_xaxes(tickformat=".0%", range=[0, 1], hoverformat=".0%")
+    if is_share(what, what):
+        fig.update_yaxes(tickformat=".0%")
+    fig.update_layout(hovermode="x unified")
+    return fig
+
+
+def labels(counts: Sequence[Sequence[int]], names: Sequence[str], clients: Sequence[str]) -> go.Figure:
+    """Samples of each client by label: one bar per client as high as its samples, largest first.
+
+    Args:
+        counts: clients x labels.
+        names, clients: what labels and clients are called.
+    """
+    order = sorted(range(len(counts)), key=lambda i: -sum(counts[i]))
+    fig = go.Figure()
+    for k, name in enumerate(names):
+        fig.add_bar(
+            x=[clients[i] for i in order], y=[counts[i][k] for i in order], name=str(name),
+            marker={"color": ramp(k / max(len(names) - 1, 1)), "line": {"width": 0}},
+            hovertemplate=f"client %{{x}}, label {name}: %{{y}} samples<extra></extra>",
+            meta={"part": "label", "at": k / max(len(names) - 1, 1)},
+        )  # fmt: skip
+    _style(fig, "client, largest first", "samples")
+    fig.update_layout(barmode="stack", bargap=0.12, hovermode="closest")
+    fig.update_xaxes(type="category", showticklabels=len(counts) <= 30, showgrid=False)
+    return fig
+
+
+def sizes(values: Sequence[float]) -> go.Figure:
+    """Samples per client, largest first: for data without labels."""
+    fig = go.Figure()
+    fig.add_bar(
+        x=list(range(1, len(values) + 1)), y=sorted(values, reverse=True), marker={"color": _colour(0)},
+        hovertemplate="%{y} samples<extra></extra>", meta={"slot": 0, "part": "bar"},
+    )  # fmt: skip
+    _style(fig, "client, largest first", "samples")
+    fig.update_layout(bargap=0.12)
+    return fig
+
+
+def title_of(view: str, figure: str) -> str:
+    """`accuracy, global model`; `accuracy of the worst 10 % of clients, global model`."""
+    words = {
+        "mean": "mean over clients",
+        "worst10": "worst 10 % of clients",
+        "std": "spread over clients",
+    }
+    return f"{words.get(figure, figure)}, {VIEWS.get(view, view)}"
+
+
+def headline_of(group: Group, view: str) -> str:
+    """The headline of a view in the first row that has it."""
+    for record in group.records:
+        for row in record.rows:
+            if view in views_of(row):
+                return headline(row[view])
+    return ""
+
+
+def ramp(at: float, stops: Sequence[str] = ()) -> str:
+    """The colour at 0..1 of cividis, whose steps are even in lightness for every reader."""
+    stops = stops or LIGHT_RAMP
+    low = min(int(at * (len(stops) - 1)), len(stops) - 2)
+    part = at * (len(stops) - 1) - low
+    mixed = (round((1 - part) * a + part * b) for a, b in zip(_rgb(stops[low]), _rgb(stops[low + 1])))
+    return "#" + "".join(f"{v:02x}" for v in mixed)
+
+
+def _style(fig: go.Figure, x: str, y: str) -> None:
+    grid = {"gridcolor": "rgba(128,128,128,0.18)", "zeroline": False, "ticks": "", "automargin": True}
+    fig.update_layout(
+        template="none", margin={"l": 8, "r": 12, "t": 12, "b": 8}, height=380,
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "Inter, system-ui, sans-serif", "size": 13, "color": "#55524c"},
+        xaxis={"title": {"text": x, "standoff": 10}, **grid},
+        yaxis={"title": {"text": y, "standoff": 10}, **grid},
+        legend={"orientation": "h", "y": 1.08, "x": 0}, hoverlabel={"font": {"size": 12}},
+    )  # fmt: skip
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    step = math.ceil(len(points) / POINTS)
+    return points[:: step or 1] + (points[-1:] if step > 1 and (len(points) - 1) % step else [])
+
+
+def is_share(figure: str, head: str) -> bool:
+    """Whether a figure is shown in percent: an accuracy, or a statistic over clients of one."""
+    return head == "accuracy" and figure in ("accuracy", "mean", "worst10", "std")
+
+
+def _format(figure: str, head: str) -> str:
+    return ".1%" if is_share(figure, head) else ".4~g"
+
+
+def _colour(slot: int) -> str:
+    return LIGHT[slot % len(LIGHT)]
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _alpha(colour: str, alpha: float) -> str:
+    return "rgba({}, {}, {}, {})".format(*_rgb(colour), alpha)
+
+
+def as_json(fig: go.Figure) -> Mapping[str, Any]:
+    """Data and layout as plain values, NaN as null."""
+    import json
+
+    return json.loads(fig.to_json() or "{}")

@@ -1,0 +1,247 @@
+"""A run by names: everything `fedloom run` is told, complete enough to repeat it, as TOML and as objects.
+
+    Recipe(method="fedprox", data="digits", clients=20, set={"mu": 0.1}).experiment(out=Path("runs/a")).run()
+    Recipe.from_toml(Path("runs/a/config.toml")) == the recipe of that run
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedloom.errors import ConfigError, unknown
+from fedloom.method import Method, method_named
+
+from .options import Scalar, configure, from_spec, listing, written
+
+if TYPE_CHECKING:
+    from fedloom.channel.stage import Stage
+    from fedloom.data.federation import Federation
+    from fedloom.task import Task
+    from fedloom.timing.world import World
+
+    from .experiment import Experiment
+
+
+class Recipe(BaseModel):
+    """One run, by names. Every field is an option of `fedloom run` and a key of `config.toml`.
+
+    Raises:
+        ConfigError: a key that does not exist, or a value of the wrong type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(description="id of a method, or module:Class")
+    data: str = Field("digits", description="name of a source; `fedloom data` lists them")
+    clients: int | None = Field(None, ge=1, description="how many; none: natural groups, else 100")
+    partition: str | None = Field(None, description="who holds what: dirichlet:0.1; none: the data's own")
+    val: float = Field(0.0, ge=0, lt=1, description="share of a client's samples to choose by")
+    model: str | None = Field(None, description="network: cnn:width=0.5; none: the data's own")
+    rounds: int = Field(50, ge=1)
+    cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")
+    seed: int = 0
+    engine: str = "auto"
+    device: str = "cpu"
+    dtype: str = "float32"
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
+    channel: tuple[str, ...] = Field((), description="stages in order, e.g. topk:0.05")
+    set: dict[str, Scalar] = Field({}, description="hyperparameters by dotted name")
+    world: dict[str, Scalar] = Field({}, description="devices and links, e.g. spread=0.5")
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as e:
+            raise _explained(e, type(self)) from None
+
+    @field_validator("set", "world", mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """Tables in tables are dotted names: `[set.solver] lr = 1` is `"solver.lr" = 1`; lists are `a,b`."""
+        return _flatten(given) if isinstance(given, Mapping) else given
+
+    # -- as text
+
+    @classmethod
+    def from_toml(cls, source: str | Path) -> Self:
+        """A recipe from TOML text, or from a file; the table a finished run adds (`[run]`) is not part of it.
+
+        Raises:
+            ConfigError: not a file, not TOML, or not a recipe; the message says where.
+        """
+        where = str(source) if isinstance(source, Path) else "recipe"
+        try:
+            text = source.read_text() if isinstance(source, Path) else source
+            given = tomllib.loads(text)
+        except OSError as e:
+            raise ConfigError(f"cannot read the recipe {where}: {e.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{where} is not TOML: {e}") from None
+        given.pop("run", None)
+        try:
+            return cls(**given)
+        except ConfigError as e:
+            raise ConfigError(f"{where}: {e}") from None
+
+    def to_toml(self) -> str:
+        """TOML that `from_toml` reads back to an equal recipe; what is None is left out."""
+        return tomli_w.dumps({k: v for k, v in self.model_dump().items() if v is not None})
+
+    def complete(self) -> Self:
+        """The same run with every hyperparameter of the method and the world written out, so that a later change
+        of a default does not change it."""
+        return self.replace(
+            cohort=None, set=written(self.method_object()), world=written(self.world_object())
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """A recipe with some fields changed; checked like any other."""
+        return type(self)(**{**self.model_dump(), **changes})
+
+    def command(self) -> str:
+        """The `fedloom run` line that repeats this run."""
+        words = ["fedloom", "run", self.method]
+        for name, value in self.model_dump(exclude_defaults=True, exclude={"method"}).items():
+            flag = "--" + name.replace("_", "-")
+            if isinstance(value, dict):
+                words += [w for k, v in value.items() for w in (flag, f"{k}={_text(v)}")]
+            elif isinstance(value, tuple):
+                words += [w for v in value for w in (flag, v)]
+            elif value is not None:
+                words += [flag, str(value)]
+        return shlex.join(words)
+
+    # -- as objects
+
+    def method_object(self) -> Method:
+        """The method with its hyperparameters.
+
+        Raises:
+            ConfigError: unknown method or option, a value that does not fit, `cohort` where it is no option.
+        """
+        cls = method_named(self.method)
+        options: dict[str, Scalar] = dict(self.set)
+        if self.cohort is not None:
+            if "cohort" not in getattr(cls, "__dataclass_fields__", {}):
+                raise ConfigError(
+                    f"{self.method} has no option 'cohort', so --cohort {self.cohort} means nothing to it. "
+                    f"It takes: {listing(cls) or 'no options'}"
+                )
+            if str(options.get("cohort", self.cohort)) != str(self.cohort):
+                raise ConfigError(f"given both --cohort {self.cohort} and --set cohort={options['cohort']}")
+            options["cohort"] = self.cohort
+        return configure(cls, options, self.method)
+
+    def world_object(self) -> World:
+        """Devices and links."""
+        from fedloom.timing.world import World
+
+        return configure(World, self.world, "world")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The channel's stages in order."""
+        from fedloom.channel import STAGES
+
+        return tuple(from_spec("channel stage", STAGES, text) for text in self.channel)
+
+    def federation(self) -> Federation:
+        """The clients and their data."""
+        from fedloom.data import source
+
+        options = {"clients": self.clients, "partition": self.partition}
+        return source(self.data).federation(
+            **{k: v for k, v in options.items() if v is not None}, val=self.val, seed=self.seed
+        )
+
+    def task(self) -> Task:
+        """The task of this data with the network asked for."""
+        from fedloom.data import source
+        from fedloom.task import task_for
+
+        return task_for(source(self.data).kind, model=self.model or source(self.data).model)
+
+    def experiment(self, out: Path | None = None, **options: Any) -> Experiment:
+        """Everything put together; `.run()` starts it.
+
+        Args:
+            out: the run directory; None keeps the run in memory.
+            **options: further arguments of `Experiment` (observers, checkpoint_seconds).
+        """
+        import torch
+
+        from .experiment import Experiment
+
+        dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+        if self.dtype not in dtypes:
+            raise unknown("dtype", self.dtype, dtypes)
+        return Experiment(
+            self.method_object(),
+            self.task(),
+            self.federation(),
+            rounds=self.rounds,
+            seed=self.seed,
+            engine=self.engine,
+            device=self.device,
+            dtype=dtypes[self.dtype],
+            channel=self.stages(),
+            world=self.world_object() if self.world else None,
+            evaluate_every=self.evaluate_every,
+            out=out,
+            recipe=self,
+            **options,
+        )
+
+
+def pairs(given: list[str], flag: str = "--set") -> dict[str, Scalar]:
+    """`["mu=0.1", "solver.lr=0.05"]` as a mapping.
+
+    Raises:
+        ConfigError: an entry without `=`, or a name given twice.
+    """
+    found: dict[str, Scalar] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{flag} takes name=value, for example {flag} solver.lr=0.05; given {text!r}")
+        if name.strip() in found:
+            raise ConfigError(f"{flag} {name.strip()} is given twice")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = ",".join(map(_text, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _explained(error: ValidationError, recipe: type[Recipe]) -> ConfigError:
+    """The first thing that is wrong, in our words."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return unknown("key of a recipe", name, recipe.model_fields)
+    if first["type"] == "missing":
+        return ConfigError(f"a recipe needs {name!r}, for example {name} = 'fedavg'")
+    about = recipe.model_fields[name].description or ""
+    rest = ".".join(str(p) for p in first["loc"][1:])
+    where = f"{name}.{rest}" if rest and not rest.startswith(("function", "str")) else name
+    return ConfigError(
+        f"{where}={first['input']!r} cannot be: {first['msg'][0].lower()}{first['msg'][1:]}"
+        + (f" ({about})" if about else "")
+    )

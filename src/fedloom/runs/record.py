@@ -1,0 +1,217 @@
+"""Finished runs as they are read back: from a run directory, or from a run still in memory; and groups of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedloom.errors import ConfigError
+
+Row = Mapping[str, Any]
+
+_AXES = {"round": "round", "bytes": "bytes", "time": "time", "wall": "wall"}
+_LOWER_IS_BETTER = ("rmse", "loss")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its summary, one row per round, its configuration and the heterogeneity of its data.
+
+    Attributes:
+        summary: what `summary.json` holds.
+        rows: what `metrics.jsonl` holds, by round.
+        config: the text of `config.toml`, "" for a run that was made of objects without names.
+        heterogeneity: what `heterogeneity.json` holds, or None.
+        command: the command line that repeats the run, "" where there is none.
+        place: the directory, or None.
+    """
+
+    summary: Mapping[str, Any]
+    rows: Sequence[Row]
+    config: str = ""
+    heterogeneity: Mapping[str, Any] | None = None
+    command: str = ""
+    place: Path | None = None
+
+    @staticmethod
+    def read(place: Path) -> Record:
+        """A run directory.
+
+        Raises:
+            ConfigError: not a run directory, or one of its files cannot be read; a last line that was cut off by a kill
+                is left out.
+        """
+        from .recipe import Recipe
+
+        if not (place / "metrics.jsonl").exists():
+            raise ConfigError(f"{place} is not a run directory: it has no metrics.jsonl")
+        rows = _lines(place / "metrics.jsonl")
+        config = (place / "config.toml").read_text() if (place / "config.toml").exists() else ""
+        try:
+            command = Recipe.from_toml(config).command()
+        except ConfigError:  # a run made of objects in Python
+            command = ""
+        return Record(
+            summary=_json(place / "summary.json") or {},
+            rows=rows,
+            config=config,
+            heterogeneity=_json(place / "heterogeneity.json"),
+            command=command,
+            place=place,
+        )
+
+    @property
+    def method(self) -> str:
+        return str(self.summary.get("method", self.place.name if self.place else "run"))
+
+    @property
+    def views(self) -> list[str]:
+        """Views of the result that were evaluated: "global", "personal", ..."""
+        found: dict[str, None] = {}
+        for row in self.rows:
+            found.update(dict.fromkeys(views_of(row)))
+        return list(found)
+
+    def curve(self, view: str, figure: str) -> dict[int, float]:
+        """round -> value, where it was evaluated."""
+        return {
+            int(row["round"]): float(row[view][figure])
+            for row in self.rows
+            if view in views_of(row) and _is_number(row[view].get(figure))
+        }
+
+    def axis(self, name: str) -> dict[int, float]:
+        """round -> rounds, bytes (both ways), virtual seconds or wall seconds."""
+        if name == "bytes":
+            return {int(r["round"]): float(r.get("bytes_up", 0) + r.get("bytes_down", 0)) for r in self.rows}
+        return {int(r["round"]): float(r.get(_AXES[name], 0) or 0) for r in self.rows}
+
+    def final(self) -> dict[str, float]:
+        """The last evaluated figures as "view.figure", and bytes and seconds."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            for view in views_of(row):
+                found.update({f"{view}.{k}": float(v) for k, v in row[view].items() if _is_number(v)})
+        last = self.rows[-1] if self.rows else {}
+        for name in ("bytes_up", "bytes_down", "time", "wall"):
+            if _is_number(last.get(name)):
+                found[name] = float(last[name])
+        return found
+
+    def clients(self, view: str) -> dict[str, Mapping[str, float]]:
+        """The last evaluated figures of every client, where the run kept them."""
+        for row in reversed(self.rows):
+            held = row[view].get("clients") if view in views_of(row) else None
+            if held:
+                return {str(k): v if isinstance(v, Mapping) else {headline(row[view]): v} for k, v in held.items()}
+        return {}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    records: Sequence[Record] = field(repr=False)
+
+    def final(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation (sample; 0 for one run) over the seeds of every final figure all of them have."""
+        each = [record.final() for record in self.records]
+        shared = [name for name in each[0] if all(name in one for one in each)]
+        return {name: _spread([one[name] for one in each]) for name in shared}
+
+    def curve(self, view: str, figure: str, against: str) -> list[tuple[float, float, float, float]]:
+        """(x, mean, lowest, highest) over the seeds at every round that all of them evaluated."""
+        curves = [record.curve(view, figure) for record in self.records]
+        axes = [record.axis(against) for record in self.records]
+        rounds = sorted(set.intersection(*(set(c) for c in curves)))
+        return [
+            (
+                statistics.fmean(axis[r] for axis in axes),
+                statistics.fmean(c[r] for c in curves),
+                min(c[r] for c in curves),
+                max(c[r] for c in curves),
+            )
+            for r in rounds
+        ]
+
+
+def grouped(records: Iterable[Record]) -> list[Group]:
+    """Runs with the same configuration but for the seed are one group, in the order they came. Groups are called by
+    their method, and by what else tells them apart where a method occurs more than once."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(_without_seed(record), []).append(record)
+    names = [group[0].method for group in found.values()]
+    labels = [
+        name if names.count(name) == 1 else f"{name} {_difference(group[0], found)}".strip()
+        for name, group in zip(names, found.values())
+    ]
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1:
+            labels[i] = f"{label} ({i + 1})"
+    return [Group(label, group) for label, group in zip(labels, found.values())]
+
+
+def views_of(row: Row) -> list[str]:
+    """The views of one row."""
+    return [k for k, v in row.items() if isinstance(v, Mapping) and k != "notes" and headline(v)]
+
+
+def headline(view: Mapping[str, Any]) -> str:
+    """The figure a view is compared by: accuracy, or else its first number; "" where it has none."""
+    for name in ("accuracy", "rmse"):
+        if _is_number(view.get(name)):
+            return name
+    return next((k for k, v in view.items() if _is_number(v)), "")
+
+
+def better(figure: str) -> int:
+    """+1 where more is better, -1 where less is."""
+    return -1 if figure in _LOWER_IS_BETTER else 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _spread(values: list[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        raise ConfigError(f"{path} is not JSON: {e}") from None
+
+
+def _lines(path: Path) -> list[Row]:
+    lines = path.read_text().splitlines()
+    rows: list[Row] = []
+    for i, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if i < len(lines) - 1:
+                raise ConfigError(f"{path}, line {i + 1} is not JSON") from None
+    return rows
+
+
+def _without_seed(record: Record) -> str:
+    lines = [x for x in record.config.splitlines() if not x.startswith("seed")]
+    return "\n".join(lines) or record.method
+
+
+def _difference(record: Record, others: Mapping[str, list[Record]]) -> str:
+    """The lines of the configuration that not every run has."""
+    configs = [set(group[0].config.splitlines()) for group in others.values()]
+    shared = set.intersection(*configs)
+    own = [x for x in record.config.splitlines() if x and x not in shared and not x.startswith(("seed", "["))]
+    return ", ".join(x.replace('"', "").replace(" ", "") for x in own[:3])

@@ -17,7 +17,7 @@ from .clients import Clients, Cohort, Evaluation, Replies, Reply
 from .data import *  # noqa: F403
 from .errors import Declined, FedloomError, FedloomWarning
 from .message import At, Message, once
-from .method import Method, State, method_named, methods, register
+from .method import Method, State, catalogue, method_named, register
 from .model import Model, Part
 from .runs import Experiment, Recipe, Run, resume, run
 from .task import Classification, Metric, NextToken, Regression, Task
@@ -29,7 +29,7 @@ from .vector import Layout
 def __getattr__(name: str) -> Any:
     """Method classes by name (`fedloom.Scaffold`), found when first asked for."""
     if not name.startswith("_"):
-        for cls in methods().values():
+        for cls in catalogue().values():
             if cls.__name__ == name:
                 return cls
     raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
@@ -39,5 +39,5 @@ __all__ = [
     "SGD", "Adam", "At", "Card", "Classification", "Client", "Clients", "Cohort", "Declined", "Evaluation",
     "Experiment", "FedloomError", "FedloomWarning", "Layout", "Message", "Method", "Metric", "Model", "NextToken",
     "Part", "Recipe", "Regression", "Replies", "Reply", "Run", "Solver", "State", "Task", "World",
-    "method_named", "methods", "once", "register", "resume", "run", *_data.__all__,
+    "catalogue", "method_named", "once", "register", "resume", "run", *_data.__all__,
 ]  # fmt: skip

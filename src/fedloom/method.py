@@ -109,9 +109,9 @@ def register(cls: M) -> M:
     return cls
 
 
-def methods() -> dict[str, type[Method]]:
+def catalogue() -> dict[str, type[Method]]:
     """All methods by id, found by scanning `fedloom.methods`."""
-    from . import methods as package
+    package = importlib.import_module("fedloom.methods")
 
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(info.name)
@@ -133,7 +133,7 @@ def method_named(name: str) -> type[Method]:
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ConfigError(f"{name!r} is not a subclass of fedloom.Method")
         return found
-    known = methods()
+    known = catalogue()
     if name not in known:
         raise unknown("method", name, known, "A method of your own is named as mypackage.module:Class.")
     return known[name]

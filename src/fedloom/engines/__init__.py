@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ..errors import ConfigError, unknown
-from ..training import Trainer
+from fedloom.errors import ConfigError, unknown
+from fedloom.training import Trainer
+
 from .base import Answer, Engine, Job, Outcome, Plan
 from .debug import Debug
 from .fold import Fold, Total

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ..channel.stage import Channel
-from ..errors import ConfigError
-from ..message import Message
-from ..model import Model
+from fedloom.channel.stage import Channel
+from fedloom.errors import ConfigError
+from fedloom.message import Message
+from fedloom.model import Model
+
 from .fold import Fold, Total
 
 if TYPE_CHECKING:
-    from ..client import Ask, Query, Sending
-    from ..data import Federation
-    from ..method import Method
-    from ..task import Task
-    from ..timing.world import World
-    from ..training.request import Trained, Training
+    from fedloom.client import Ask, Query, Sending
+    from fedloom.data import Federation
+    from fedloom.method import Method
+    from fedloom.task import Task
+    from fedloom.timing.world import World
+    from fedloom.training.request import Trained, Training
 
 Behaviour = Callable[..., Any]
 """`async def behaviour(client, honest, **payload)`: a program around the honest one; `await honest(client, **payload)`."""
@@ -152,4 +153,4 @@ Answer = Callable[["Ask", int], Any]
 
 __all__ = ["Answer", "Behaviour", "Engine", "Fold", "Job", "Outcome", "Plan", "Query", "Total"]
 if TYPE_CHECKING:
-    from ..client import Query
+    from fedloom.client import Query

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..client import Ask, Query, settled
-from ..errors import ClientFailure, FedloomError, StateMutated
-from ..message import Message, leaves
-from ..training import Trained, Trainer, Training
+from fedloom.client import Ask, Query, settled
+from fedloom.errors import ClientFailure, FedloomError, StateMutated
+from fedloom.message import Message, leaves
+from fedloom.training import Trained, Trainer, Training
+
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total
 from .local import Local

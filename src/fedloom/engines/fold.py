@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MessageError
-from ..message import At, Covered, Message
+from fedloom.errors import MessageError
+from fedloom.message import At, Covered, Message
 
 Weight = str | float | None
 """None: the client's number of training samples; a number: the same for all; a name: that number in the reply."""
@@ -98,7 +98,7 @@ def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
     """`sum_k weights[k] * values[k]` for tensors, deferred rows, numbers, `At`, and dicts or lists of these."""
     first = values[0]
     if hasattr(first, "build"):  # deferred results of one stack: added without building them
-        from ..training.stacked.rows import add_rows
+        from fedloom.training.stacked.rows import add_rows
 
         out = torch.zeros(first.shape, dtype=first.dtype, device=first.device)
         add_rows(out, values, weights)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from ..client import Ask, Query, settled
-from ..errors import MessageError
-from ..message import Message, check_finite
-from ..training import Trainer
-from ..training.request import Trained, Training
+from fedloom.client import Ask, Query, settled
+from fedloom.errors import MessageError
+from fedloom.message import Message, check_finite
+from fedloom.training import Trainer
+from fedloom.training.request import Trained, Training
+
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total, fold_chunk, tree
 from .turn import Turn

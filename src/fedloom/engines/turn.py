@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from ..channel.stage import Sender
-from ..client import Ask, Client, Query, settled, suspend
-from ..errors import ClientFailure, Declined, FedloomError
-from ..message import Message, nbytes, opened
-from ..training.inference import evaluate, gradient, predict
-from ..training.request import Training
+from fedloom.channel.stage import Sender
+from fedloom.client import Ask, Client, Query, settled, suspend
+from fedloom.errors import ClientFailure, Declined, FedloomError
+from fedloom.message import Message, nbytes, opened
+from fedloom.training.inference import evaluate, gradient, predict
+from fedloom.training.request import Training
+
 from .base import Job, Outcome, Plan
 
 

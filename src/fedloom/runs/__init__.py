@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import CheckpointError
+from fedloom.errors import CheckpointError
+
 from .experiment import Experiment, Observer, Run, run
 from .recipe import Recipe
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, MessageError
-from ..message import dumps, loads
+from fedloom.errors import CheckpointError, MessageError
+from fedloom.message import dumps, loads
 
 KEEP = 2
 _MAGIC = b"FEDLOOM1"

@@ -16,19 +16,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..channel.stage import Channel, Stage
-from ..clients import Evaluation
-from ..data import Federation
-from ..engines import make
-from ..engines.base import Behaviour, Plan
-from ..errors import CheckpointError, ConfigError, DataError, StateMutated
-from ..keyed import seed_of
-from ..message import leaves
-from ..method import Method
-from ..model import Model
-from ..models import build
-from ..task import Task
-from ..timing.world import World
+from fedloom.channel.stage import Channel, Stage
+from fedloom.clients import Evaluation
+from fedloom.data import Federation
+from fedloom.engines import make
+from fedloom.engines.base import Behaviour, Plan
+from fedloom.errors import CheckpointError, ConfigError, DataError, StateMutated
+from fedloom.keyed import seed_of
+from fedloom.message import leaves
+from fedloom.method import Method
+from fedloom.model import Model
+from fedloom.models import build
+from fedloom.task import Task
+from fedloom.timing.world import World
+
 from . import checkpoint
 from .host import Host
 
@@ -135,7 +136,7 @@ def run(method: Method, task: Task, federation: Federation, rounds: int = 50, se
 
 def check_needs(plan: Plan) -> None:
     """Refuse at the door what a method needs and this federation has not."""
-    from ..errors import NotSupported
+    from fedloom.errors import NotSupported
 
     card, federation = plan.method.card, plan.federation
     if "public" in card.needs and federation.public is None:

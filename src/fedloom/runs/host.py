@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..channel.ledger import Ledger
-from ..channel.stage import Exchange
-from ..client import Ask, Client, Query
-from ..clients import Clients, Cohort, Evaluation, Replies, Reply
-from ..engines.base import Engine, Job, Outcome, Plan
-from ..engines.fold import Fold, divided
-from ..engines.turn import answered
-from ..errors import NotSupported
-from ..keyed import generator
-from ..message import Message, Once, nbytes, opened
-from ..timing.dispatch import NEVER, Dispatch, Posted
-from ..training.inference import evaluate
-from ..training.request import Training
+from fedloom.channel.ledger import Ledger
+from fedloom.channel.stage import Exchange
+from fedloom.client import Ask, Client, Query
+from fedloom.clients import Clients, Cohort, Evaluation, Replies, Reply
+from fedloom.engines.base import Engine, Job, Outcome, Plan
+from fedloom.engines.fold import Fold, divided
+from fedloom.engines.turn import answered
+from fedloom.errors import NotSupported
+from fedloom.keyed import generator
+from fedloom.message import Message, Once, nbytes, opened
+from fedloom.timing.dispatch import NEVER, Dispatch, Posted
+from fedloom.training.inference import evaluate
+from fedloom.training.request import Training
 
 
 class Host:

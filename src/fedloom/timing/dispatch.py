@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..client import Ask, Query
-from ..engines.base import Job, Outcome
-from ..engines.turn import Turn
-from ..errors import MessageError
-from ..message import Message, check_finite, record
-from ..training.request import Trained, Training
+from fedloom.client import Ask, Query
+from fedloom.engines.base import Job, Outcome
+from fedloom.engines.turn import Turn
+from fedloom.errors import MessageError
+from fedloom.message import Message, check_finite, record
+from fedloom.training.request import Trained, Training
 
 if TYPE_CHECKING:
-    from ..runs.host import Host
+    from fedloom.runs.host import Host
 
 NEVER = math.inf
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from ..errors import ConfigError
-from ..keyed import seed_of, uniform
+from fedloom.errors import ConfigError
+from fedloom.keyed import seed_of, uniform
 
 
 @dataclass(frozen=True)

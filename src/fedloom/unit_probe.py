@@ -1,8 +1,8 @@
 """How `units` finds tied units: a probe with NaN, then the connected components of what it reached.
 
-Every layer is silenced (it answers zeros) and one output unit of one layer answers NaN. The input positions of
-other layers at which NaN arrives are those this unit reaches. Units and positions are nodes of a graph, "reaches" its
-edges; units in one component arrive somewhere together and can only stay or go together.
+Every layer is silenced (it answers zeros) and one output unit of one layer answers NaN. The input positions
+of other layers at which NaN arrives are those this unit reaches. Units and positions are nodes of a graph,
+"reaches" its edges; units in one component arrive somewhere together and can only stay or go together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from fedloom.errors import ConfigError
 
 PROBES = 31
-"""Units probed per forward pass, one per sample; a prime, so that another axis is hardly taken for the batch."""
+"""Units probed per forward pass, one per sample; a prime: another axis is hardly taken for the batch."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -125,7 +125,7 @@ def repeat(value: Any, n: int) -> Any:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that can be left out, as components of the graph: the layers that make them and one number per unit."""
+    """Units that can be left out: the layers that make them, and one component of the graph per unit."""
 
     makers: tuple[str, ...]
     components: list[int]
@@ -135,8 +135,8 @@ class Group:
 class Probe:
     """What reaches what in one module.
 
-    Nodes of the graph: the output units of every layer, then the input positions of every layer, then the groups
-    of grouped convolutions, each of which ties what it reads and what it makes.
+    Nodes of the graph: the output units of every layer, then the input positions of every layer, then the
+    groups of grouped convolutions, each of which ties what it reads and what it makes.
     """
 
     roles: dict[str, Role]
@@ -167,7 +167,7 @@ class Probe:
         return sum(len(span) for span in self.made.values())
 
     def run(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Mark every unit of the module in turn, and work out from what arrived where which units are tied."""
+        """Mark every unit of the module in turn, and find out which units are tied."""
         module = skeleton(module)
         walk = _Pass(self, torch.empty(0))
         for name, layer in module.named_modules():
@@ -210,7 +210,7 @@ class Probe:
                 self.stay(made.start + torch.isin(group, fixed).nonzero(), "it reads the input in groups")
             self.stay(unit[here & mixed], f"its units are mixed on the way to {name!r}")
         units = torch.arange(self.count)
-        self.stay(units[~torch.isin(units, unit)], "no layer reads it")
+        self.stay(units[~torch.isin(units, unit)], "no layer was seen to read it")
 
     def _tie(self, unit: Tensor, place: Tensor) -> None:
         """The components of the graph."""
@@ -227,7 +227,7 @@ class Probe:
         self.component = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
 
     def groups(self) -> dict[str, Group]:
-        """The groups of units that can be left out, in the module's order; fills in `whole` for the others."""
+        """The groups of units that can be left out, in the module's order; says in `whole` why others stay."""
         makers: dict[int, dict[str, None]] = {}
         reasons: dict[int, str] = {}
         for name, span in self.made.items():
@@ -236,6 +236,7 @@ class Probe:
                 makers.setdefault(component, {})[name] = None
                 if unit in self.reason:
                     reasons.setdefault(component, self.reason[unit])
+                    self.keep_whole((name,), self.reason[unit])
         found: dict[tuple[str, ...], list[int]] = {}
         for component, names in makers.items():
             if component in reasons:
@@ -247,7 +248,7 @@ class Probe:
             if len(components) == 1:
                 self.keep_whole(names, "its units are all tied together")
             else:
-                # Part of a layer may be tied to one partner, part to another: then the first name is not enough.
+                # Parts of a layer may be tied to different partners: then its name is not enough.
                 groups["+".join(names) if names[0] in groups else names[0]] = Group(names, components)
         return groups
 
@@ -257,7 +258,7 @@ class Probe:
             self.whole.setdefault(name, reason)
 
     def axes(self, groups: dict[str, Group]) -> dict[str, dict[int, Tensor]]:
-        """Tensor -> {axis: the unit at each of its positions}, units numbered through these groups, -1 for none."""
+        """Tensor -> {axis: the unit at each position}; units are numbered through these groups, -1 is none."""
         unit = torch.full((int(self.component.max()) + 1 if len(self.component) else 0,), -1)
         start = 0
         for group in groups.values():
@@ -281,7 +282,7 @@ class _Pass:
     empty: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
 
     def layer(self, name: str, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Stands in for a layer's forward: notes what arrives, answers zeros and the marks of its own units."""
+        """Stands in for a forward: notes what arrives, answers zeros and the marks of the layer's own units."""
         role = self.probe.roles[name]
         if role.reads:
             self._arrive(name, torch.isnan(x).movedim(role.axis, -1))

@@ -1,17 +1,17 @@
 """Sub-models as index sets on a flat vector, for any module whose layers act per unit.
 
-A unit is what can be left out whole: a hidden neuron or a channel, with the row that makes it, the columns that
-read it and its place in the normalisations between. Units that are added (a residual sum), multiplied (a gate) or
-read by one group of a convolution can only stay or go together: they are tied, and count as one unit.
+A unit is what can be left out whole: a hidden neuron or a channel, with the row that makes it, the columns
+that read it and its place in the normalisations between. Units that are added (a residual sum), multiplied (a
+gate) or read by one group of a convolution can only stay or go together: they are tied, and count as one unit.
 
 Which units are tied is found by a probe, not declared (`unit_probe`). Units that cannot be told apart any more
-(attention, softmax over units, recurrence), that reach the output or meet frozen weights stay whole. Then every group
-is tried: narrow copies must run, and agree with the full module whose left-out entries are zero. A group that fails
-stays whole, and `Units.whole` says why.
+(attention, softmax over units, recurrence), that reach the output or meet frozen weights stay whole. Then every
+group is tried: narrow copies must run, and agree with the full module whose left-out entries are zero. A group
+that fails stays whole, and `Units.whole` says why.
 
-    units = find_units(net, x)                                          # units.sizes == {"conv1": 16, "conv2": 32}
+    units = find_units(net, x)                         # units.sizes == {"conv1": 16, "conv2": 32}
     index, small = units.index(shapes, {"conv1": torch.arange(8)})
-    vector[index]                                                       # the vector of narrow(net, small)
+    vector[index]                                      # the vector of narrow(net, small)
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Units:
     def index(self, shapes: Shapes, keep: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, torch.Size]]:
         """The sub-model that keeps these units: its entries in the full vector, and its shapes.
 
-        shapes: the tensors of the vector in its order: parameters, and float buffers (`bn.running_mean`) where
-            the vector holds them.
+        shapes: the tensors of the vector in its order: parameters, and float buffers (`bn.running_mean`)
+            where the vector holds them.
         keep: group -> the units that stay, whole numbers in [0, size), in any order; other groups stay whole.
 
-        Returns (index, shapes). index is (d',), rising within each tensor: units keep the module's order, so that
-        two clients that keep the same units hold the same tensors. Raises ConfigError for an unknown group or
-        tensor, a unit out of range, or a group that keeps nothing.
+        Returns (index, shapes). index is (d',), rising within each tensor: units keep the module's order, so
+        that two clients that keep the same units hold the same tensors. Raises ConfigError for an unknown group
+        or tensor, a unit out of range, or a group that keeps nothing.
         """
         stays = self._stays(keep)
         index, small, start = [], {}, 0
@@ -84,9 +84,9 @@ class Units:
             size, ids = self.sizes[group], torch.as_tensor(chosen).flatten().cpu()
             if ids.dtype != torch.long or not len(ids) or ids.min() < 0 or ids.max() >= size:
                 raise ConfigError(
-                    f"keep[{group!r}] must hold the numbers of at least one unit, each from 0 to {size - 1}; given "
-                    f"{ids.tolist()[:10]} ({ids.dtype}). A mask gives them by mask.nonzero(); to keep all units "
-                    "leave the group out."
+                    f"keep[{group!r}] must hold the numbers of at least one unit, each from 0 to {size - 1}; "
+                    f"given {ids.tolist()[:10]} ({ids.dtype}). A mask gives them by mask.nonzero(); "
+                    "to keep all units leave the group out."
                 )
             stays[start[group] : start[group] + size] = False
             stays[start[group] + ids] = True
@@ -110,10 +110,10 @@ def find_units(module: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Uni
     example_inputs: what the module is called with, a tensor or a sequence of arguments; tensors have the batch as
         first axis. Values do not matter, except where the module's path depends on them.
 
-    The module is not changed. Layers understood: linear, embedding, convolutions (grouped and depthwise as well),
-    transposed convolutions, batch, instance, group, layer and RMS normalisation, PReLU; and between them anything
-    that acts on units one by one. A sub-model equals the full model with the left-out entries at zero, except
-    where a layer or group normalisation takes moments over units: the sub-model takes them over those it has.
+    The module is not changed. Layers understood: linear, embedding, convolutions (grouped and depthwise as
+    well), transposed convolutions, batch, instance, group, layer and RMS normalisation, PReLU; and between them
+    anything that acts on units one by one. A sub-model equals the full model with the left-out entries at zero,
+    except where a layer or group normalisation takes moments over units: it takes them over those it has.
     Raises NotSupported when the module does not run on these inputs.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
@@ -124,7 +124,7 @@ def find_units(module: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Uni
         raise
     except Exception as error:
         raise NotSupported(
-            f"find_units could not run {type(module).__name__} on example_inputs with silenced layers: {error}. "
+            f"find_units could not run {type(module).__name__} on example_inputs, its layers silenced: {error}. "
             "Give inputs it accepts, batch first; a module that refuses NaN inside has no sub-models."
         ) from error
     tensors = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]

@@ -144,8 +144,6 @@ class Local:
 
     def _chunk_size(self, jobs: Sequence[Job]) -> int:
         """How many clients are computed together: known from the first job's first request."""
-        if self.trainer.name == "plain":
-            return max(1, min(8, -(-len(jobs) // 4)))
         first = jobs[0]
         key = (first.program, len(jobs))
         if key not in self._chunks:

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 
-from ..errors import FedloomWarning
+from fedloom.errors import FedloomWarning
 from .plain import train_plain
 from .request import Trained, Training
 
@@ -29,6 +29,8 @@ class Trainer:
 
     def chunk(self, request: Training, n: int) -> int:
         """How many clients of a cohort of `n` are computed, added and sent around together."""
+        if self.name == "plain":
+            return max(1, min(8, -(-n // 4)))
         from .stacked import choose_chunk
 
         return max(1, choose_chunk(request, n))

@@ -13,12 +13,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from ...card import Card
-from ...client import Client
-from ...clients import Clients
-from ...message import Message
-from ...method import Method, State, register
-from ...training import SGD, Solver
+from fedloom.card import Card
+from fedloom.client import Client
+from fedloom.clients import Clients
+from fedloom.message import Message
+from fedloom.method import Method, State, register
+from fedloom.training import SGD, Solver
 
 
 @dataclass(frozen=True)

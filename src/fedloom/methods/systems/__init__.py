@@ -1,0 +1,1 @@
+"""Systems: clients that are slow, small or away: asynchronous servers, sub-models, resource-aware work."""

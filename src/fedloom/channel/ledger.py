@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from ..message import record
+from fedloom.message import record
 
 
 @record

@@ -3,55 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ..errors import NotSupported
-from ..message import Message
+from fedloom.errors import ConfigError, NotSupported
+from fedloom.message import Message
 
 if TYPE_CHECKING:
-    from ..engines.base import Plan
+    from fedloom.engines.base import Plan
 
 
 @dataclass
 class Sender:
     """Where a message is being encoded: whose it is, what this stage keeps there, keyed randomness.
 
-    `memory` is the stage's own (error feedback) and is committed with the job, as the client's memory is.
+    Attributes:
+        memory: the stage's own (error feedback), committed with the job, as the client's memory is.
+        rng: `rng(purpose)` is a generator keyed by (seed, purpose, job).
+        samples: training samples of the client.
+        program: the client program the message comes from; messages of two programs are two signals.
+        notes: numbers a stage measured (was it clipped?). They stay at the client: a simulation may log them, a
+            deployment must not send them.
     """
 
     id: int
     memory: MutableMapping[str, Any]
     rng: Callable[[str], torch.Generator]
     samples: int = 0
+    program: str = ""
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Exchange:
-    """A finished sum: how many replies are in it, how many were expected by the sampling law, and its weight."""
+    """A finished sum on its way to the server program.
 
-    count: int
+    `mean` divides by `weight`, and the program is told `count`: a stage that must hide how many really replied sets
+    both to what the sampling law expects.
+
+    Attributes:
+        count: replies in the sum.
+        expected: replies the sampling law expects, whoever came.
+        weight: sum of the replies' weights.
+        population: clients of the federation.
+        probability: each client's chance to be drawn, None where the law has no single one.
+        rng: `rng(purpose)`: keyed in simulation, from the operating system in deployment.
+        ledger: what must never be undone (privacy spent): numbers that only grow, checkpointed with the run.
+        law: how the cohort was drawn: "poisson" (each client on its own), "fixed" (so many without replacement),
+            anything else: no chance that privacy could count on.
+        use: the how-manieth exchange over this very draw; asking one cohort twice is not drawing two cohorts.
+        stages: the channel's, filled in by `Channel.settle`.
+    """
+
+    count: float
     expected: float
     weight: float
     population: int
     probability: float | None
     rng: Callable[[str], torch.Generator]
     ledger: dict[str, float] = field(default_factory=dict)
-    """What must never be undone (privacy spent): numbers that only grow, checkpointed with the run."""
+    law: str = "all"
+    use: int = 1
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the channel; the default changes nothing (an observer overrides one method and returns its input).
+    """One stage of the channel. The default changes nothing: an observer overrides one method and returns its input.
 
-    Class attributes say what it may be paired with: `sums_only` refuses methods that read single replies,
-    `uniform` demands equal weights, `changes` is what it does to values.
+    Class attributes say what it may be paired with.
+
+    Attributes:
+        name: what recipes call it.
+        sums_only: methods that read single replies are refused.
+        uniform: replies must have equal weights.
     """
 
+    name: ClassVar[str] = ""
     sums_only: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
+
+    @property
+    def contracts(self) -> bool:
+        """True where encoding never makes a message's Euclidean norm larger (an observer says True)."""
+        return False
 
     def check(self, plan: Plan, stages: tuple[Stage, ...]) -> None:
         """Refuse an unsound pairing before any work is done (raise NotSupported)."""
@@ -68,6 +105,31 @@ class Stage:
         """At the server, on a finished sum (`mean` divides afterwards): noise, unmasking."""
         return total
 
+    def __str__(self) -> str:
+        """The stage as recipes write it: `topk:0.05`, `clip:1.0`; `parse_stage` is the way back."""
+        options = []
+        for k, f in enumerate(fields(self)):
+            value = getattr(self, f.name)
+            if k == 0 and not isinstance(value, bool):
+                options.append(_written(value))
+            elif value != f.default:
+                options.append(f"{f.name}={_written(value)}")
+        return (self.name or type(self).__name__) + (":" + ",".join(options) if options else "")
+
+    def only_once(self, stages: tuple[Stage, ...]) -> None:
+        """Raises NotSupported where a stage of this type stands twice."""
+        if sum(type(s) is type(self) for s in stages) > 1:
+            raise NotSupported(f"the channel has {type(self).__name__} twice; keep one: {listed(stages)}")
+
+
+def _written(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def listed(stages: Iterable[Stage]) -> str:
+    """The stages in order, for messages: `topk:0.05 | clip:1.0`."""
+    return " | ".join(map(str, stages)) or "(no stages)"
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -76,15 +138,19 @@ class Channel:
     stages: tuple[Stage, ...] = ()
 
     @staticmethod
-    def of(stages: Channel | Stage | Iterable[Stage] | None) -> Channel:
-        if isinstance(stages, Channel):
-            return stages
-        if stages is None:
-            return Channel()
-        return Channel((stages,) if isinstance(stages, Stage) else tuple(stages))
+    def of(stages: Channel | Stage | str | Iterable[Any] | None) -> Channel:
+        """A channel from stages, recipe texts (`"topk:0.05"`), bundles such as `DP(...)`, or lists of these.
+
+        Raises:
+            ConfigError: something else.
+        """
+        return stages if isinstance(stages, Channel) else Channel(tuple(_flat(stages)))
 
     def __bool__(self) -> bool:
         return bool(self.stages)
+
+    def __str__(self) -> str:
+        return listed(self.stages)
 
     @property
     def sums_only(self) -> bool:
@@ -95,6 +161,11 @@ class Channel:
         return any(s.uniform for s in self.stages)
 
     def check(self, plan: Plan) -> None:
+        """Refuse what cannot go together: stages among themselves, and with the method.
+
+        Raises:
+            NotSupported: an order or pairing that would not do what its names promise.
+        """
         card = plan.method.card
         if self.sums_only and "replies" in card.needs:
             names = ", ".join(type(s).__name__ for s in self.stages if s.sums_only)
@@ -106,21 +177,40 @@ class Channel:
             stage.check(plan, self.stages)
 
     def encode(self, message: Message, sender: Sender) -> Message:
-        memory = sender.memory
+        """What leaves the client."""
         for k, stage in enumerate(self.stages):
-            slot = _Slot(memory, f"channel.{k}.{type(stage).__name__}.")
-            message = stage.encode(message, Sender(sender.id, slot, sender.rng, sender.samples))
+            slot = _Slot(sender.memory, f"channel.{k}.{type(stage).__name__}.")
+            message = stage.encode(message, replace(sender, memory=slot))
         return message
 
     def decode(self, message: Message) -> Message:
+        """What arrives at the server."""
         for stage in reversed(self.stages):
             message = stage.decode(message)
         return message
 
     def settle(self, total: Message, exchange: Exchange) -> Message:
+        """What the server program reads of a sum; read `exchange.count` and `exchange.weight` afterwards."""
+        exchange.stages = self.stages
         for stage in reversed(self.stages):
             total = stage.settle(total, exchange)
         return total
+
+
+def _flat(given: Any) -> list[Stage]:
+    if given is None:
+        return []
+    if isinstance(given, Stage):
+        return [given]
+    if isinstance(given, str):
+        from .parse import parse_stage
+
+        return _flat(parse_stage(given))
+    if isinstance(given, Iterable):
+        return [stage for part in given for stage in _flat(part)]
+    raise ConfigError(
+        f"a channel is made of stages, e.g. channel=[TopK(0.05), Quantize(8)] or 'topk:0.05'; given {given!r}"
+    )
 
 
 class _Slot(MutableMapping[str, Any]):

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -245,9 +245,10 @@ def check_finite(message: Message, what: str) -> None:
 # ---------------------------------------------------------------- bytes that run no code
 
 _RECORDS: dict[str, type] = {}
+R = TypeVar("R", bound=type)
 
 
-def record(cls: type) -> type:
+def record(cls: R) -> R:
     """Let a frozen dataclass be written into messages and checkpoints, under its own qualified name."""
     _RECORDS[f"{cls.__module__}:{cls.__qualname__}"] = cls
     return cls

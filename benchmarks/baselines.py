@@ -4,16 +4,18 @@ R1: one model object, `torch.autograd.grad` and `torch._foreach_add_`, one intra
 R2: R1 in two long-lived worker processes with one thread each; the cohort is split longest-first, weights
     travel through shared memory.
 
-Both know FedAvg, FedProx and SCAFFOLD, take an explicit batch order per client, so that their results can be
-compared with anybody's, and return the new global weights. With `method` "noop" and "sum" no client trains:
-what is timed is the mean of models that all equal the start, or of updates that are already there.
+Both know FedAvg, FedProx and SCAFFOLD, take an explicit batch order per client, so that their results can
+be compared with anybody's, and return the new global weights. With `method` "noop" and "sum" no client
+trains: what is timed is the mean of models that all equal the start, or of updates that are already there.
 
     R1(work).round(work.members(0), work.orders(0))     -> list of tensors, the new global weights
     with R2(work) as pair: pair.round(...)              -> the same, to rounding
+
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -92,10 +94,10 @@ class Part:
         self.local, self.sums, self.variates = local, sums, variates
         method = local.work.method
         if method not in ("fedavg", "fedprox", "scaffold", "noop", "sum"):
-            raise ValueError(
-                f"no baseline for the method {method!r}; there are fedavg, fedprox, scaffold, noop, sum"
-            )
-        self.updates = [updates_of(local.params, i) for i in range(_DISTINCT)] if method == "sum" else []
+            raise ValueError(f"no baseline for the method {method!r}; there are fedavg, fedprox, scaffold, noop, sum")
+        self.updates = (
+            [updates_of([p.shape for p in local.params], i) for i in range(DISTINCT_UPDATES)] if method == "sum" else []
+        )
 
     @torch.no_grad()
     def run(self, start: Weights, control: Weights, jobs: list[tuple[int, Tensor, float]]) -> None:
@@ -105,7 +107,7 @@ class Part:
             if method == "noop":
                 torch._foreach_add_(total, start, alpha=weight)
             elif method == "sum":
-                torch._foreach_add_(total, self.updates[client % _DISTINCT], alpha=weight)
+                torch._foreach_add_(total, self.updates[client % DISTINCT_UPDATES], alpha=weight)
             elif method == "scaffold":
                 self._scaffold(client, start, control, order, weight)
             else:
@@ -127,14 +129,14 @@ class Part:
         torch._foreach_add_(self.sums.control, change)
 
 
-_DISTINCT = 8
+DISTINCT_UPDATES = 8
 """Different updates of the "sum" workload, used in turn: 8 x 6.7 MB is more than the caches hold."""
 
 
-def updates_of(like: Weights, which: int) -> Weights:
+def updates_of(shapes: Iterable[torch.Size], which: int) -> Weights:
     """An update of the "sum" workload, by its number."""
     rng = torch.Generator().manual_seed(which)
-    return [torch.randn(w.shape, generator=rng) for w in like]
+    return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
 def weighting(work: Workload, clients: list[int]) -> list[float]:
@@ -181,7 +183,7 @@ def _moved(work: Workload, weights: Weights, control: Weights, sums: Sums) -> tu
     return [w.clone() for w in sums.model], control
 
 
-# ---------------------------------------------------------------------------------------------- two processes
+# --------------------------------------------------------------------------------------------- two processes
 class R2:
     """R1 in two long-lived processes. A context manager; `round` as in R1."""
 
@@ -191,9 +193,7 @@ class R2:
             p.detach().clone().share_memory_() for p in work.module().parameters() if p.requires_grad
         ]
         self.control: Weights = [torch.zeros_like(w).share_memory_() for w in self.weights]
-        variates = [
-            [torch.zeros_like(w).share_memory_() for w in self.weights] for _ in range(_variates(work))
-        ]
+        variates = [[torch.zeros_like(w).share_memory_() for w in self.weights] for _ in range(_variates(work))]
         work.x.share_memory_(), work.y.share_memory_()
         spawn = mp.get_context("spawn")
         self.sums: list[Sums] = []

@@ -1,10 +1,12 @@
-"""Variants take turns: each is a process of its own that does one round when asked and says how long it took.
+"""Variants take turns: each is a process of its own that does one round when asked and says how long it
+took.
 
-A process apiece keeps thread settings, allocator and interpreter of one variant out of the others' way, lets a peer
-live in its own virtual environment, and makes interleaving (one round of each, again and again) the same for all.
+A process apiece keeps thread settings, allocator and interpreter of one variant out of the others' way,
+lets a peer live in its own virtual environment, and makes interleaving (one round of each, again and again)
+the same for all.
 
-The talk is lines of text: "round" is answered with {"seconds": s}; "weights PATH" writes the new global weights as a
-float32 vector and is answered with {}; the end of the input ends the process.
+The talk is lines of text: "round" is answered with {"seconds": s}; "weights PATH" writes the new global
+weights as a float32 vector and is answered with {}; the end of the input ends the process.
 """
 
 from __future__ import annotations
@@ -47,10 +49,10 @@ class Turns:
                 self._say({})
         return False
 
-    def done(self, seconds: float, weights: Callable[[], np.ndarray]) -> None:
+    def done(self, seconds: float, weights: Callable[[], np.ndarray], **about: Any) -> None:
         """A round is over; `weights` gives the new global weights as a vector if somebody asks."""
         self._weights = weights
-        self._say({"seconds": seconds})
+        self._say({"seconds": seconds, "about": about})
 
     def _say(self, answer: Mapping[str, Any]) -> None:
         self._answers.write(json.dumps(answer) + "\n")
@@ -79,7 +81,9 @@ class Player:
 
     def round(self) -> float:
         """Let it do a round; seconds."""
-        return float(self._ask("round")["seconds"])
+        answer = self._ask("round")
+        self.about |= answer["about"]
+        return float(answer["seconds"])
 
     def weights(self, path: Path) -> np.ndarray:
         """Its global weights `(d,)` after its last round."""

@@ -1,6 +1,8 @@
-"""The process of one variant: `python -m benchmarks.variant r1 mlp`; it is asked for rounds as `turns` says.
+"""The process of one variant: `python -m benchmarks.variant r1 mlp`; it is asked for rounds as `turns`
+says.
 
-Variants: r1, r2, flower, pfl, fedloom:ENGINE. The peers are run by the interpreter of their own environment.
+Variants: r1, r2, flower, pfl, fedloom:ENGINE. The peers are run by the interpreter of their own
+environment.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from .turns import Turns
-from .workloads import Orders, Workload, flat, on, workload
+from .workloads import Round, Workload, flat, on, workload
 
 
 def main() -> None:
@@ -24,39 +26,39 @@ def main() -> None:
     parser.add_argument("variant")
     parser.add_argument("workload")
     parser.add_argument("--rounds", type=int, default=1000, help="at most so many rounds will be asked for")
-    parser.add_argument("--orders", type=Path, help="batch orders of every round, from torch.save")
+    parser.add_argument("--plans", type=Path, help="members and batch orders of every round, from torch.save")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     turns = Turns()
     name, _, engine = args.variant.partition(":")
     if name in ("r1", "r2"):
         work = on(args.device, workload(args.workload))
-        baseline(name, work, reader(args.orders, work), turns, args.device)
+        baseline(name, work, reader(args.plans, work), turns, args.device)
     elif name == "flower":
         from .peers import flower_sim
 
-        flower_sim.play(args.workload, args.orders, turns, args.rounds)
+        flower_sim.play(args.workload, args.plans, turns, args.rounds)
     elif name == "pfl":
         from .peers import pfl_sim
 
-        pfl_sim.play(args.workload, args.orders, turns, args.rounds)
+        pfl_sim.play(args.workload, args.plans, turns, args.rounds)
     elif name == "fedloom":
         from . import ours
 
-        ours.play(workload(args.workload), engine, turns, args.rounds, args.device)
+        ours.play(workload(args.workload), engine, turns, args.device)
     else:
         parser.error(f"unknown variant {args.variant!r}: r1, r2, flower, pfl or fedloom:ENGINE")
 
 
-def reader(path: Path | None, work: Workload) -> Callable[[int], Orders]:
-    """The batch orders of a round: from a file, or the workload's own."""
+def reader(path: Path | None, work: Workload) -> Callable[[int], Round]:
+    """Members and batch orders of a round: from a file, or the workload's own."""
     if path is None:
-        return work.orders
-    rounds: list[Orders] = torch.load(path)
+        return work.plan
+    rounds: list[Round] = torch.load(path)
     return rounds.__getitem__
 
 
-def baseline(name: str, work: Workload, orders: Callable[[int], Orders], turns: Turns, device: str) -> None:
+def baseline(name: str, work: Workload, plan: Callable[[int], Round], turns: Turns, device: str) -> None:
     """R1 or R2, one round after another."""
     from .baselines import R1, R2
 
@@ -66,9 +68,9 @@ def baseline(name: str, work: Workload, orders: Callable[[int], Orders], turns: 
     turns.ready(torch=torch.__version__, **settings())
     done = 0
     while turns.wait():
-        members, order = work.members(done), orders(done)
+        members, orders = plan(done)
         began = time.perf_counter()
-        weights = loop.round(members, order)
+        weights = loop.round(members, orders)
         synchronise(device)
         turns.done(time.perf_counter() - began, lambda weights=weights: vector(weights))
         done += 1

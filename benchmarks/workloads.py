@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 Orders = list[Tensor]
 """A round's batch orders: for each of its clients int64 `(epochs, n)`, positions in that client's samples."""
+Round = tuple[list[int], Orders]
+"""Who takes part, and in which batch orders."""
 
 
-# --------------------------------------------------------------------------------------------------- networks
+# -------------------------------------------------------------------------------------------------- networks
 class LeafCNN(nn.Sequential):
     """Two 5x5 convolutions of 32 and 64 channels, 512 hidden units: 1,663,370 parameters (McMahan 2017)."""
 
@@ -167,7 +169,7 @@ class LoraTransformer(nn.Module):
         return self.head(self.norm(self.blocks(self.tokens(x) + self.places)).mean(1))
 
 
-# -------------------------------------------------------------------------------------------------- workloads
+# ------------------------------------------------------------------------------------------------- workloads
 @dataclass(frozen=True, eq=False)
 class Workload:
     """One row of the table.
@@ -231,6 +233,10 @@ class Workload:
         drawn = np.random.default_rng([1, round]).choice(len(self.sizes), self.cohort, replace=False)
         return sorted(int(i) for i in drawn)
 
+    def plan(self, round: int) -> Round:
+        """Members and orders of a round, where nobody else says."""
+        return self.members(round), self.orders(round)
+
     def orders(self, round: int, seed: int = 0) -> Orders:
         """A batch order for each client of a round: one permutation an epoch, by (seed, round, client)."""
 
@@ -247,7 +253,7 @@ def flat(weights: list[Tensor]) -> Tensor:
     return torch.cat([w.detach().reshape(-1).cpu() for w in weights])
 
 
-# ------------------------------------------------------------------------------------------------------- data
+# ------------------------------------------------------------------------------------------------------ data
 @cache
 def images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """`n` grey images `(n, 1, 28, 28)` in about [-1, 1] and their labels."""
@@ -311,7 +317,7 @@ def ragged(clients: int, sigma: float) -> tuple[int, ...]:
     return tuple(int(v) + 50 for v in drawn)
 
 
-# --------------------------------------------------------------------------------------------------- registry
+# -------------------------------------------------------------------------------------------------- registry
 _EQUAL = (50,) * 50
 _MLP = "2NN MLP 784-200-200-10, 199,210 parameters, 50 clients x 50 samples, batch 10"
 

@@ -1,8 +1,10 @@
-"""FedAvg on Flower's simulation runtime (Message API, Ray backend): one actor per core, each with one thread.
+"""FedAvg on Flower's simulation runtime (Message API, Ray backend): one actor per core, each with one
+thread.
 
-Flower leaves the training loop to its user. Here that is R1's, on a model that each actor keeps between messages, so
-the difference to R1 is the framework: messages, serialisation, scheduling, aggregation. Evaluation is off. A round is
-timed in the server's strategy, from `configure_train` to the end of `aggregate_train`.
+Flower leaves the training loop to its user. Here that is R1's, on a model that each actor keeps between
+messages, so the difference to R1 is the framework: messages, serialisation, scheduling, aggregation.
+Evaluation is off. A round is timed in the server's strategy, from `configure_train` to the end of
+`aggregate_train`.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from ..baselines import Local
-from ..turns import Turns
-from ..variant import reader
-from ..workloads import workload
+from benchmarks.baselines import Local
+from benchmarks.turns import Turns
+from benchmarks.variant import reader
+from benchmarks.workloads import workload
 
 client_app = ClientApp()
 
 
 @cache
-def trainer(name: str, orders: str) -> tuple[Local, Any]:
+def trainer(name: str, plans: str) -> tuple[Local, Any]:
     """The model, data and batch orders of this actor process, built with its first message."""
     torch.set_num_threads(1)
     work = workload(name)
-    return Local(work), reader(Path(orders) if orders else None, work)
+    return Local(work), reader(Path(plans) if plans else None, work)
 
 
 @client_app.train()
@@ -44,12 +46,12 @@ def train(message: Message, context: Context) -> Message:
     """A client's round: load the arrays, train, send the arrays back with the number of samples."""
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
-    local, orders = trainer(str(config["workload"]), str(config["orders"]))
+    local, plan = trainer(str(config["workload"]), str(config["plans"]))
     client = int(context.node_config["partition-id"])
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     start = [torch.from_numpy(a) for a in arrays.to_numpy_ndarrays()]
-    local.train(client, start, orders(int(config["server-round"]) - 1)[client])  # type: ignore[call-overload]
+    local.train(client, start, plan(int(config["server-round"]) - 1)[1][client])  # type: ignore[call-overload]
     reply = RecordDict(
         {
             "arrays": ArrayRecord([p.detach().numpy() for p in local.params]),
@@ -90,7 +92,7 @@ class Timed(FedAvg):
         return arrays, metrics
 
 
-def play(name: str, orders: Path | None, turns: Turns, rounds: int) -> None:
+def play(name: str, plans: Path | None, turns: Turns, rounds: int) -> None:
     """Run the simulation, one round a turn."""
     work = workload(name)
     if work.method != "fedavg" or work.cohort:
@@ -110,14 +112,12 @@ def play(name: str, orders: Path | None, turns: Turns, rounds: int) -> None:
             min_train_nodes=clients,
             min_available_nodes=clients,
         )
-        turns.ready(
-            flwr=version("flwr"), ray=version("ray"), torch=torch.__version__, actors=cores, intraop_threads=1
-        )
+        turns.ready(flwr=version("flwr"), ray=version("ray"), torch=torch.__version__, actors=cores, intraop_threads=1)
         strategy.start(
             grid=grid,
             initial_arrays=ArrayRecord(start),
             num_rounds=rounds,
-            train_config=ConfigRecord({"workload": name, "orders": str(orders or "")}),
+            train_config=ConfigRecord({"workload": name, "plans": str(plans or "")}),
         )
 
     run_simulation(

@@ -1,9 +1,11 @@
-"""FedAvg on pfl-research's simulated backend: one process per core with one thread each, joined by torch.distributed.
+"""FedAvg on pfl-research's simulated backend: one process per core with one thread each, joined by
+torch.distributed.
 
-Training, weighting, aggregation and the central optimizer are pfl's own (`FederatedAveraging`, `SimulatedBackend`,
-`WeightByDatapoints`, SGD with learning rate 1). Users of unequal size are dealt to the processes by pfl's
-`user_id_to_weight`. Every user takes part once a round; its samples are laid out in the round's batch order, since
-pfl slices batches in order. Evaluation is off but for pfl's first round, which no timing includes.
+Training, weighting, aggregation and the central optimizer are pfl's own (`FederatedAveraging`,
+`SimulatedBackend`, `WeightByDatapoints`, SGD with learning rate 1). Users of unequal size are dealt to the
+processes by pfl's `user_id_to_weight`. Every user takes part once a round; its samples are laid out in the
+round's batch order, since pfl slices batches in order. Evaluation is off but for pfl's first round, which
+no timing includes.
 """
 
 from __future__ import annotations
@@ -20,24 +22,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..turns import Turns
-from ..variant import reader, vector
-from ..workloads import Workload, workload
+from benchmarks.turns import Turns
+from benchmarks.variant import reader, vector
+from benchmarks.workloads import Workload, workload
 
 PROCESSES = 2
 
 
-def play(name: str, orders: Path | None, turns: Turns, rounds: int) -> None:
+def play(name: str, plans: Path | None, turns: Turns, rounds: int) -> None:
     """Rank 0 takes turns and starts the other ranks, which follow it."""
     rank = int(os.environ.get("RANK", "0"))
-    followers = [] if rank else _join(name, orders, rounds)
+    followers = [] if rank else _join(name, plans, rounds)
     torch.set_num_threads(1)
-    _run(workload(name), orders, turns if rank == 0 else None, rounds)
+    _run(workload(name), plans, turns if rank == 0 else None, rounds)
     for process in followers:
         process.wait(timeout=60)
 
 
-def _join(name: str, orders: Path | None, rounds: int) -> list[subprocess.Popen[bytes]]:
+def _join(name: str, plans: Path | None, rounds: int) -> list[subprocess.Popen[bytes]]:
     """Set up torch.distributed as torchrun does, and start the processes after this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -52,7 +54,7 @@ def _join(name: str, orders: Path | None, rounds: int) -> list[subprocess.Popen[
         "LOCAL_RANK": "0",
     }
     command = [sys.executable, "-m", "benchmarks.variant", "pfl", name, "--rounds", str(rounds)]
-    command += ["--orders", str(orders)] if orders else []
+    command += ["--plans", str(plans)] if plans else []
     return [
         subprocess.Popen(
             command,
@@ -64,7 +66,7 @@ def _join(name: str, orders: Path | None, rounds: int) -> list[subprocess.Popen[
     ]
 
 
-def _run(work: Workload, orders: Path | None, turns: Turns | None, rounds: int) -> None:
+def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -> None:
     """The simulation of one rank. Importing pfl joins torch.distributed, hence only here."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
@@ -80,7 +82,7 @@ def _run(work: Workload, orders: Path | None, turns: Turns | None, rounds: int) 
 
     if work.method != "fedavg" or work.cohort or work.epochs != 1:
         raise ValueError(f"{work.name}: here pfl runs FedAvg, one epoch, every client in every round")
-    clients, offsets, order_of = len(work.sizes), work.offsets, reader(orders, work)
+    clients, offsets, plan = len(work.sizes), work.offsets, reader(plans, work)
     now = _Round()
 
     class Network(torch.nn.Module):
@@ -107,9 +109,7 @@ def _run(work: Workload, orders: Path | None, turns: Turns | None, rounds: int) 
 
         def on_train_begin(self, *, model: Any) -> Metrics:
             if turns:
-                turns.ready(
-                    pfl=version("pfl"), torch=torch.__version__, processes=PROCESSES, intraop_threads=1
-                )
+                turns.ready(pfl=version("pfl"), torch=torch.__version__, processes=PROCESSES, intraop_threads=1)
             self._next(0)
             return Metrics()
 
@@ -124,7 +124,7 @@ def _run(work: Workload, orders: Path | None, turns: Turns | None, rounds: int) 
         def _next(self, round: int) -> bool:
             wanted = torch.tensor(int(turns.wait()) if turns else 0)
             torch.distributed.broadcast(wanted, 0)
-            now.orders = order_of(round) if wanted and round < rounds else []
+            now.orders = plan(round)[1] if wanted and round < rounds else []
             now.began = time.perf_counter()
             return bool(wanted)
 

@@ -9,7 +9,6 @@ s(tau) is "constant", "polynomial" or "hinge". Sent: x down, y_i up. Kept at cli
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -19,12 +18,9 @@ from fedloom.clients import Clients
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
+from fedloom.training.hooks import proximal
 
 from .staleness import Staleness, discount
-
-
-def proximal(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tensor, Any]:
-    return f.grad(w) + extras["rho"] * (w - extras["anchor"]), carry
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class FedAsync(Method):
         return FedAsyncState(params=before.params if before else clients.model.initial())
 
     async def local(self, client: Client, params: Tensor) -> Message:
-        pull = {"rho": self.rho, "anchor": params}
+        pull = {"mu": self.rho, "anchor": params}
         out = await client.train(params, solver=self.solver, step=proximal, extras=pull)
         return Message(params=out.vector)
 

@@ -30,7 +30,7 @@ class _ShortCrossEntropy(torch.autograd.Function):
 def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     """Per-sample cross entropy: scores `(n, classes)` or `(n, length, classes)`, target `(n,)` or `(n, length)`; a
     sequence's loss is the mean over its positions."""
-    if scores.dim() == 2 and scores.shape[1] <= 64 and scores.device.type == "cpu" and not _transformed(scores):
+    if scores.dim() == 2 and _worth_it(scores) and not _transformed(scores):
         return _ShortCrossEntropy.apply(scores, target)  # type: ignore[no-any-return]
     if scores.dim() == 2:
         return F.cross_entropy(scores, target, reduction="none")
@@ -38,5 +38,10 @@ def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     return flat.view(target.shape).flatten(1).mean(1)
 
 
+def _worth_it(scores: Tensor) -> bool:
+    """Few classes and many rows, on CPU: below about 96 rows the call costs more than it saves."""
+    return scores.shape[1] <= 64 and len(scores) >= 96 and scores.device.type == "cpu"
+
+
 def _transformed(x: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]

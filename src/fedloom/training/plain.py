@@ -90,9 +90,11 @@ def _drift(
     request: Training, moving: Selection, vector: Tensor, keep: float, constants: Terms
 ) -> Callable[[], object] | None:
     """The part of a step without gradient, `w <- keep * w + constants`, in one pass; None if nothing."""
+    if not constants and keep == 1.0:
+        return None
     into = moving.cut(vector)
     if not constants:
-        return None if keep == 1.0 else lambda: torch._foreach_mul_(into, keep)
+        return lambda: torch._foreach_mul_(into, keep)
     path, c = constants[0]
     if len(constants) == 1:
         towards = moving.cut(leaf(path, request.extras, request.carry).to(vector))
@@ -233,9 +235,7 @@ class Objective:
         each = model.losses(v, self.batch) if hook is None else hook(model, v, self.batch, request.extras)
         return each.mean()
 
-    def _evaluate(
-        self, v: Tensor, loss: LossHook | None, use: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    ) -> Tensor:
+    def _evaluate(self, v: Tensor, loss: LossHook | None, use: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> Tensor:
         """`use(losses, targets)` with the live module at `v`."""
         live, hook = self._live, loss or self._request.loss
         if hook not in self._losses:
@@ -364,16 +364,16 @@ def batches(request: Training) -> Iterator[Any]:
 def _stream(data: Data, schedule: Schedule, steps: int) -> Iterator[Data]:
     """Batches gathered for many steps at once: one `index_select` a window, then views."""
     names, tensors, size = tuple(data), tuple(data.values()), schedule.index.shape[1]
-    nbytes = size * sum(t[:1].numel() * t.element_size() for t in tensors)
+    nbytes = size * sum(math.prod(t.shape[1:]) * t.element_size() for t in tensors)
     window = max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, nbytes)))
     for at in range(0, steps, window):
         rows = schedule.index[at : min(at + window, steps)]
         flat = rows.reshape(-1)
-        columns = [
-            t.index_select(0, flat.to(t.device)).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors
-        ]
+        columns = [t.index_select(0, flat.to(t.device)).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors]
         for count, batch in zip(schedule.counts[at:], zip(*columns)):
-            yield Data(**dict(zip(names, batch if count == size else [t[:count] for t in batch])))
+            if count != size:
+                batch = [t[:count] for t in batch]
+            yield Data.cut(dict(zip(names, batch)), count)
 
 
 class Mean:
@@ -399,8 +399,8 @@ class Mean:
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for losses in self._held:
             by_shape.setdefault(losses.shape, []).append(losses)
-        for group in by_shape.values():
-            means = torch.stack(group).double().reshape(len(group), -1).mean(1)
-            self._total += float(means.sum())
+        for shape, group in by_shape.items():
+            joined = torch.cat(group) if shape else torch.stack(group)
+            self._total += float(joined.sum(dtype=torch.float64)) / max(1, shape.numel())
         self._steps += len(self._held)
         self._held.clear()

@@ -48,9 +48,7 @@ def two_nn(input_shape: Shape, classes: int) -> Net:
 
 
 @register("cnn")
-def cnn(
-    input_shape: Shape, classes: int, *, width: float = 1.0, depth: int = 2, dim: int | None = None
-) -> Net:
+def cnn(input_shape: Shape, classes: int, *, width: float = 1.0, depth: int = 2, dim: int | None = None) -> Net:
     """Small CNN, no normalisation: `depth` times (3x3 convolution, pooling); 20,490 parameters on 28x28.
 
     The layers have 16, 32, 64, ... channels times `width`. Takes images of any size from 4x4.
@@ -59,16 +57,12 @@ def cnn(
 
 
 @register("cnn-bn")
-def cnn_bn(
-    input_shape: Shape, classes: int, *, width: float = 1.0, depth: int = 2, dim: int | None = None
-) -> Net:
+def cnn_bn(input_shape: Shape, classes: int, *, width: float = 1.0, depth: int = 2, dim: int | None = None) -> Net:
     """The `cnn` with BatchNorm after every convolution."""
     return _plain(input_shape, classes, width, depth, dim, normalise=True)
 
 
-def _plain(
-    input_shape: Shape, classes: int, width: float, depth: int, dim: int | None, normalise: bool
-) -> Net:
+def _plain(input_shape: Shape, classes: int, width: float, depth: int, dim: int | None, normalise: bool) -> Net:
     expect("cnn", input_shape, "channels, height, width")
     sizes = [input_shape[0]] + [scaled(16 << i, width) for i in range(positive("depth", depth))]
     layers: list[nn.Module] = []
@@ -108,9 +102,7 @@ class Residual(nn.Module):
         self.relu = nn.ReLU()
         self.shortcut = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(norm, outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), _norm(norm, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
@@ -149,9 +141,7 @@ def har_cnn(input_shape: Shape, classes: int, *, width: float = 1.0, dim: int | 
     """1-D CNN on sensor windows (channels, steps): two convolutions over 5 steps, each pooled by 4."""
     expect("har-cnn", input_shape, "channels, steps")
     if input_shape[1] < 16:
-        raise ConfigError(
-            f"model 'har-cnn' pools 16 steps into one and needs at least 16, not {input_shape[1]}"
-        )
+        raise ConfigError(f"model 'har-cnn' pools 16 steps into one and needs at least 16, not {input_shape[1]}")
     first, second = scaled(32, width), scaled(64, width)
     layers = [
         *(nn.Conv1d(input_shape[0], first, 5, padding=2), nn.MaxPool1d(4), nn.ReLU()),

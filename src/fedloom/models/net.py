@@ -30,9 +30,7 @@ class Net(nn.Module):
         return self.head(self.features(x))
 
 
-def with_head(
-    layers: Sequence[nn.Module], input_shape: tuple[int, ...], classes: int, dim: int | None = None
-) -> Net:
+def with_head(layers: Sequence[nn.Module], input_shape: tuple[int, ...], classes: int, dim: int | None = None) -> Net:
     """A Net of these feature layers and a linear head.
 
     dim: the size of the features; None takes what the last layer gives, a number adds a dense layer with a

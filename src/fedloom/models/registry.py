@@ -43,7 +43,7 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
-_initialising = threading.Lock()
+_initialising = threading.RLock()
 
 
 def register(name: str) -> Callable[[B], B]:
@@ -92,13 +92,11 @@ def build(
     if not isinstance(classes, int) or classes < 1:
         raise ConfigError(f"classes must be a whole number of at least 1, not {classes!r}")
     if not input_shape or any(int(n) < 1 for n in input_shape):
-        raise ConfigError(
-            f"input_shape must be the shape of one sample, such as (1, 28, 28), not {input_shape!r}"
-        )
+        raise ConfigError(f"input_shape must be the shape of one sample, such as (1, 28, 28), not {input_shape!r}")
     entry = describe(name)
     for key in options:
         _check_option(entry, key)
-    with _seeded(seed):
+    with seeded(seed):
         return entry.builder(tuple(int(n) for n in input_shape), classes, **(given | options))
 
 
@@ -146,7 +144,7 @@ def _typed(entry: Entry, key: str, texts: list[str]) -> Any:
 
 
 @contextmanager
-def _seeded(seed: int | torch.Generator) -> Iterator[None]:
+def seeded(seed: int | torch.Generator) -> Iterator[None]:
     """Run torch's default initialisers from a seed and put the global generator back afterwards.
 
     They draw from the generator of the process, hence the lock: two threads that build at once must not share

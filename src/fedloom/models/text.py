@@ -136,9 +136,7 @@ class Transformer(nn.Module):
 
 
 @register("char-transformer")
-def char_transformer(
-    input_shape: Shape, classes: int, *, width: int = 64, depth: int = 2, heads: int = 4
-) -> Net:
+def char_transformer(input_shape: Shape, classes: int, *, width: int = 64, depth: int = 2, heads: int = 4) -> Net:
     """Next-character model: a small decoder with causal attention; logits per position."""
     expect("char-transformer", input_shape, "tokens")
     body = Transformer(classes, input_shape[0], width, depth, heads, causal=True, pad=None, mean=False)

@@ -128,6 +128,7 @@ class Cohort(list[int]):
         probability: chance of each client to be in it (one number, or by id), None where unknown.
         expected: expected size under the law.
         law: "fixed" (without replacement), "poisson", "all", or the policy's name.
+        uses: sums over this very draw so far; privacy is amplified by a draw once, not by each use of it.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Cohort(list[int]):
         super().__init__(ids)
         self.probability, self.law = probability, law
         self.expected = float(len(self)) if expected is None else expected
+        self.uses = 0
 
 
 class Without(Sequence[int]):

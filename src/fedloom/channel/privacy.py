@@ -213,9 +213,9 @@ class GaussianNoise(Stage):
         exchange.count, exchange.weight = exchange.expected, exchange.expected * each
         return noisy
 
-    def spent(self, ledger: Mapping[str, float]) -> float:
-        """Epsilon so far, at this stage's delta."""
-        return epsilon(ledger, self.delta)
+    def report(self, ledger: Mapping[str, float]) -> dict[str, Any]:
+        """Epsilon so far at this stage's delta, and for which neighbours."""
+        return {"epsilon": epsilon(ledger, self.delta), "delta": self.delta, "neighbours": adjacency(ledger)}
 
 
 _UNSUMMED = {

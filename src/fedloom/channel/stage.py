@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,6 +105,10 @@ class Stage:
         """At the server, on a finished sum (`mean` divides afterwards): noise, unmasking."""
         return total
 
+    def report(self, ledger: Mapping[str, float]) -> dict[str, Any]:
+        """What a run's summary says of this stage, from the ledger of its exchanges."""
+        return {}
+
     def __str__(self) -> str:
         """The stage as recipes write it: `topk:0.05`, `clip:1.0`; `parse_stage` is the way back."""
         options = []
@@ -175,6 +179,10 @@ class Channel:
             )
         for stage in self.stages:
             stage.check(plan, self.stages)
+
+    def report(self, ledger: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+        """What the stages have to say in a run's summary, by stage."""
+        return {str(s): figures for s in self.stages if (figures := s.report(ledger))}
 
     def encode(self, message: Message, sender: Sender) -> Message:
         """What leaves the client."""

@@ -103,7 +103,13 @@ class Turn:
         """Encode, count, decode: what the server will read."""
         if self.plan.channel:
             message = Message(settled(dict(message)))
-            sender = Sender(self.job.id, self.client.memory, self.client.rng, self.plan.federation.size(self.job.id))
+            sender = Sender(
+                self.job.id,
+                self.client.memory,
+                self.client.rng,
+                self.plan.federation.size(self.job.id),
+                self.job.program,
+            )
             message = self.plan.channel.encode(message, sender)
         self.outcome.nbytes = nbytes(message)
         return opened(self.plan.channel.decode(message))

@@ -179,10 +179,10 @@ class Host:
             return Message(count=0, weight=0.0), end
         return self._divided(Message(summed), ids, count, sum_weight, mean), end
 
-    def _divided(self, total: Message, ids: Sequence[int], count: int, weight: float, mean: bool) -> Message:
-        divisor = weight
+    def _divided(self, total: Message, ids: Sequence[int], count: float, weight: float, mean: bool) -> Message:
         if self.plan.channel:
             law = ids if isinstance(ids, Cohort) else Cohort(ids, 1.0, float(len(ids)), "all")
+            law.uses += 1
             exchange = Exchange(
                 count=count,
                 expected=law.expected,
@@ -191,10 +191,12 @@ class Host:
                 probability=law.probability if isinstance(law.probability, float) else None,
                 rng=lambda purpose: generator(*self.draw_key(f"channel.{purpose}")),
                 ledger=self.spent,
+                law=law.law,
+                use=law.uses,
             )
             total = self.plan.channel.settle(total, exchange)
-            divisor = getattr(exchange, "divisor", None) or weight
-        values = {k: divided(v, divisor) if mean else v for k, v in total.items()}
+            count, weight = exchange.count, exchange.weight  # a stage may hide how many really replied
+        values = {k: divided(v, weight) if mean else v for k, v in total.items()}
         return Message(values, count=count, weight=weight)
 
     def _jobs(

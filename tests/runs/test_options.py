@@ -10,7 +10,7 @@ import pytest
 
 from fedloom.data.partitions import IID, Dirichlet, Partition
 from fedloom.errors import ConfigError
-from fedloom.runs.options import configure, from_spec, listing, written
+from fedloom.runs.options import configure, listing, written
 from fedloom.training.solvers import SGD, Adam, Solver
 
 
@@ -118,15 +118,6 @@ def test_what_cannot_be_is_refused_with_what_can(cls: type, options: dict[str, s
 def test_a_lambda_has_no_name_to_write():
     with pytest.raises(ConfigError, match="cannot be written as text"):
         written(Everything(weigh=lambda x: x))
-
-
-def test_a_spec_sets_fields_in_order_or_by_name():
-    assert from_spec("stage", {"needy": Needy}, "needy:0.5,3") == Needy(0.5, 3)
-    assert from_spec("stage", {"needy": Needy}, "needy:0.5,least=2") == Needy(0.5, 2)
-    with pytest.raises(ConfigError, match=r"unknown stage 'need'.*Did you mean 'needy'"):
-        from_spec("stage", {"needy": Needy}, "need:0.5")
-    with pytest.raises(ConfigError, match="takes alpha, least"):
-        from_spec("stage", {"needy": Needy}, "needy:1,2,3")
 
 
 def test_fields_are_listed_with_their_defaults():

@@ -1,0 +1,31 @@
+"""The command line. `fedloom --help` lists the commands; every command's own `--help` has examples."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command line and end the process with its exit code: 0 fine, 2 refused, 130 stopped by the user.
+
+    An error of Fedloom's own is one message without a traceback; `--debug`, anywhere on the line, shows it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+
+    from rich.console import Console
+
+    from fedloom.errors import FedloomError
+
+    from .app import app
+
+    try:
+        app(words, prog_name="fedloom")
+    except FedloomError as error:
+        if debug:
+            raise
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("[bold red]error[/]", end="  ")
+        console.print(str(error), markup=False, highlight=False)
+        raise SystemExit(2) from None

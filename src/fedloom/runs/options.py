@@ -14,13 +14,14 @@ import importlib
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fedloom.data.partitions import Partition, parse_partition
-from fedloom.errors import ConfigError, unknown
+from fedloom.errors import ConfigError
 from fedloom.method import Method, method_named
+from fedloom.training.solvers import Solver
 
 T = TypeVar("T")
 Scalar = str | int | float | bool
@@ -208,7 +209,8 @@ def _record(kind: type[Any], text: str) -> Any:
 
 
 def _family(kind: type[Any]) -> list[type[Any]]:
-    return [kind, *(c for sub in kind.__subclasses__() for c in _family(sub))]
+    """The class and all below it that can be named; `Solver` itself only says what every solver has."""
+    return [c for c in (kind, *(c for sub in kind.__subclasses__() for c in _family(sub))) if c is not Solver]
 
 
 def _function(text: str) -> Any:
@@ -273,24 +275,35 @@ def _write(value: Any, name: str) -> Scalar:
     raise ConfigError(f"{name}={value!r} cannot be written as text; a run with it is repeated from Python")
 
 
-def from_spec(what: str, known: Mapping[str, type[Any]], text: str) -> Any:
-    """One of several dataclasses by `name[:value,...,key=value,...]`: `topk:0.05`, `dp:clip=1,noise=1`.
 
-    Values without a name belong to the fields in their order.
+@dataclass(frozen=True)
+class Setting:
+    """One hyperparameter in words: its dotted name, what it takes, and its default ("" where it is required)."""
 
-    Raises:
-        ConfigError: an unknown name or option, or a value that does not fit.
-    """
-    name, _, rest = text.strip().partition(":")
-    if name not in known:
-        raise unknown(what, name, known)
-    cls, given = known[name], {}
-    names = [f.name for f in _settable(cls)]
-    for i, item in enumerate(p.strip() for p in rest.split(",") if p.strip()):
-        key, equals, value = item.partition("=")
-        if not equals:
-            if i >= len(names):
-                raise ConfigError(f"{what} {name!r} takes {', '.join(names) or 'no values'}; given {rest!r}")
-            key, value = names[i], item
-        given[key.strip()] = value.strip()
-    return configure(cls, given, f"{what} {name!r}")
+    name: str
+    kind: str
+    default: str
+
+
+def fields_of(cls: type[Any]) -> list[Setting]:
+    """Every hyperparameter of a dataclass, those of records inside by dotted name."""
+    hints, found = _hints(cls), []
+    for f in _settable(cls):
+        default = _default(f)
+        found.append(Setting(f.name, spell(hints[f.name]), "" if default is MISSING else str(_shown(default, f.name))))
+        if default is not MISSING and is_dataclass(default) and not isinstance(default, Partition):
+            found += [Setting(f"{f.name}.{s.name}", s.kind, s.default) for s in _inner(default)]
+    return found
+
+
+def _inner(thing: Any) -> list[Setting]:
+    """The settings of a record, with its own values as defaults."""
+    values = {name: str(value) for name, value in written(thing).items()}
+    return [Setting(s.name, s.kind, values.get(s.name, s.default)) for s in fields_of(type(thing))]
+
+
+def _shown(value: Any, name: str) -> Scalar:
+    try:
+        return _write(value, name)
+    except ConfigError:
+        return repr(value)

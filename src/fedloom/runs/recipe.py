@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedloom.errors import ConfigError, unknown
 from fedloom.method import Method, method_named
 
-from .options import Scalar, configure, from_spec, listing, written
+from .options import Scalar, configure, listing, written
 
 if TYPE_CHECKING:
     from fedloom.channel.stage import Stage
     from fedloom.data.federation import Federation
-    from fedloom.task import Task
     from fedloom.timing.world import World
 
     from .experiment import Experiment
@@ -43,14 +42,19 @@ class Recipe(BaseModel):
     clients: int | None = Field(None, ge=1, description="how many; none: natural groups, else 100")
     partition: str | None = Field(None, description="who holds what: dirichlet:0.1; none: the data's own")
     val: float = Field(0.0, ge=0, lt=1, description="share of a client's samples to choose by")
+    public: float = Field(0.0, ge=0, lt=1, description="share of all samples that everybody holds")
+    validation: float = Field(0.0, ge=0, lt=1, description="share of all samples that the server holds")
+    limit: int | None = Field(None, ge=1, description="train samples kept, at random; none: all")
     model: str | None = Field(None, description="network: cnn:width=0.5; none: the data's own")
     rounds: int = Field(50, ge=1)
     cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")
     seed: int = 0
     engine: str = "auto"
+    workers: int | None = Field(None, ge=1, description="processes of the engine pool; none: one a core")
     device: str = "cpu"
     dtype: str = "float32"
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
+    per_client: bool = Field(False, description="log every client's figures in every round")
     channel: tuple[str, ...] = Field((), description="stages in order, e.g. topk:0.05")
     set: dict[str, Scalar] = Field({}, description="hyperparameters by dotted name")
     world: dict[str, Scalar] = Field({}, description="devices and links, e.g. spread=0.5")
@@ -97,21 +101,25 @@ class Recipe(BaseModel):
     def complete(self) -> Self:
         """The same run with every hyperparameter of the method and the world written out, so that a later change
         of a default does not change it."""
-        return self.replace(
-            cohort=None, set=written(self.method_object()), world=written(self.world_object())
-        )
+        world = written(self.world_object())
+        return self.replace(cohort=None, set=written(self.method_object()), world=world)
 
     def replace(self, **changes: Any) -> Self:
         """A recipe with some fields changed; checked like any other."""
         return type(self)(**{**self.model_dump(), **changes})
 
     def command(self) -> str:
-        """The `fedloom run` line that repeats this run."""
+        """The `fedloom run` line that repeats this run, without what is the default anyway."""
+        from fedloom.timing.world import World
+
         words = ["fedloom", "run", self.method]
         for name, value in self.model_dump(exclude_defaults=True, exclude={"method"}).items():
             flag = "--" + name.replace("_", "-")
             if isinstance(value, dict):
-                words += [w for k, v in value.items() for w in (flag, f"{k}={_text(v)}")]
+                changed = _changed(value, method_named(self.method) if name == "set" else World)
+                words += [w for k, v in changed.items() for w in (flag, f"{k}={_text(v)}")]
+            elif value is True:
+                words.append(flag)
             elif isinstance(value, tuple):
                 words += [w for v in value for w in (flag, v)]
             elif value is not None:
@@ -147,28 +155,28 @@ class Recipe(BaseModel):
 
     def stages(self) -> tuple[Stage, ...]:
         """The channel's stages in order."""
-        from fedloom.channel import STAGES
+        from fedloom.channel.parse import parse_stage
 
-        return tuple(from_spec("channel stage", STAGES, text) for text in self.channel)
+        return tuple(stage for text in self.channel for stage in parse_stage(text))
 
     def federation(self) -> Federation:
         """The clients and their data."""
-        from fedloom.data import source
+        from fedloom.data.sources import federate
 
-        options = {"clients": self.clients, "partition": self.partition}
-        return source(self.data).federation(
-            **{k: v for k, v in options.items() if v is not None}, val=self.val, seed=self.seed
+        return federate(
+            self.data,
+            self.clients,
+            self.partition,
+            self.seed,
+            public=self.public or None,
+            validation=self.validation or None,
+            val=self.val,
+            limit=self.limit,
         )
 
-    def task(self) -> Task:
-        """The task of this data with the network asked for."""
-        from fedloom.data import source
-        from fedloom.task import task_for
-
-        return task_for(source(self.data).kind, model=self.model or source(self.data).model)
-
     def experiment(self, out: Path | None = None, **options: Any) -> Experiment:
-        """Everything put together; `.run()` starts it.
+        """Everything put together; `.run()` starts it. What the data decided (clients, partition, network) is written
+        into the experiment's own recipe.
 
         Args:
             out: the run directory; None keeps the run in memory.
@@ -176,27 +184,46 @@ class Recipe(BaseModel):
         """
         import torch
 
+        from fedloom.task import task_for
+
         from .experiment import Experiment
 
+        method, stages = self.method_object(), self.stages()  # refused before any data is read
         dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
         if self.dtype not in dtypes:
             raise unknown("dtype", self.dtype, dtypes)
+        federation = self.federation()
+        model = self.model or network_for(federation)
         return Experiment(
-            self.method_object(),
-            self.task(),
-            self.federation(),
+            method,
+            task_for(federation.info["task"], model=model),
+            federation,
             rounds=self.rounds,
             seed=self.seed,
             engine=self.engine,
+            workers=self.workers,
             device=self.device,
             dtype=dtypes[self.dtype],
-            channel=self.stages(),
+            channel=stages,
             world=self.world_object() if self.world else None,
             evaluate_every=self.evaluate_every,
+            per_client=self.per_client,
             out=out,
-            recipe=self,
+            recipe=self.replace(
+                clients=len(federation), partition=str(federation.info["partition"]), model=model
+            ),
             **options,
         )
+
+
+def network_for(federation: Federation) -> str:
+    """A small network for samples of this shape, where a recipe names none."""
+    x, language = federation.examples(1)["x"], federation.info.get("task") == "language"
+    if not x.is_floating_point():
+        return "char-transformer" if language else "text-transformer"
+    if x.dim() == 4:
+        return "cnn" if min(x.shape[-2:]) >= 16 else "mlp"
+    return "har-cnn" if x.dim() == 3 else "mlp"
 
 
 def pairs(given: list[str], flag: str = "--set") -> dict[str, Scalar]:
@@ -224,6 +251,20 @@ def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = ",".join(map(_text, value)) if isinstance(value, list | tuple) else value
     return flat
+
+
+def _changed(options: Mapping[str, Scalar], cls: type[Any]) -> dict[str, Scalar]:
+    """What differs from the defaults; all of a record whose kind was changed, as its defaults are others."""
+    try:
+        default = written(configure(cls, {}))
+    except ConfigError:  # some fields are required
+        return dict(options)
+    changed: dict[str, Scalar] = {}
+    for name, value in options.items():
+        parents = [name[:i] for i, c in enumerate(name) if c == "."]
+        if str(default.get(name)) != str(value) or any(parent in changed for parent in parents):
+            changed[name] = value
+    return changed
 
 
 def _text(value: Any) -> str:

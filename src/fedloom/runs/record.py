@@ -7,13 +7,17 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .experiment import Run
 
 Row = Mapping[str, Any]
 
 _AXES = {"round": "round", "bytes": "bytes", "time": "time", "wall": "wall"}
+_NOT_VIEWS = ("notes", "exclusions", "validation")
 _LOWER_IS_BETTER = ("rmse", "loss")
 
 
@@ -62,6 +66,19 @@ class Record:
             heterogeneity=_json(place / "heterogeneity.json"),
             command=command,
             place=place,
+        )
+
+    @staticmethod
+    def of(run: Run) -> Record:
+        """A run in memory."""
+        recipe = run.experiment.recipe
+        return Record(
+            summary=run.summary,
+            rows=run.rows,
+            config=recipe.complete().to_toml() if recipe else "",
+            heterogeneity=_heterogeneity(run),
+            command=recipe.command() if recipe else "",
+            place=run.out,
         )
 
     @property
@@ -159,7 +176,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
 
 def views_of(row: Row) -> list[str]:
     """The views of one row."""
-    return [k for k, v in row.items() if isinstance(v, Mapping) and k != "notes" and headline(v)]
+    return [k for k, v in row.items() if isinstance(v, Mapping) and k not in _NOT_VIEWS and headline(v)]
 
 
 def headline(view: Mapping[str, Any]) -> str:
@@ -202,6 +219,10 @@ def _lines(path: Path) -> list[Row]:
             if i < len(lines) - 1:
                 raise ConfigError(f"{path}, line {i + 1} is not JSON") from None
     return rows
+
+
+def _heterogeneity(run: Run) -> Mapping[str, Any] | None:
+    return None
 
 
 def _without_seed(record: Record) -> str:

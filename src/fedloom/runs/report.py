@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import plotly.graph_objects as go
 
 from . import figures
 from .record import Group, Record, better, grouped
@@ -63,7 +64,14 @@ def as_groups(runs: Iterable[Any]) -> list[Group]:
 def _record(run: Any) -> Record:
     if isinstance(run, Record):
         return run
-    return Record.read(Path(run)) if isinstance(run, str | Path) else run.record()
+    return Record.read(Path(run)) if isinstance(run, str | Path) else Record.of(run)
+
+
+def curves(runs: Iterable[Any]) -> list[go.Figure]:
+    """The headline of every view against rounds, one figure each."""
+    groups = as_groups(runs)
+    views = dict.fromkeys(view for g in groups for record in g.records for view in record.views)
+    return [figures.curves(groups, view=view) for view in views]
 
 
 def render(groups: Sequence[Group], title: str = "") -> str:
@@ -312,26 +320,29 @@ def _data(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def data_section(given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The figure of a heterogeneity report, and its numbers as (name, value) pairs."""
-    counts, names = given.get("counts") or given.get("labels"), given.get("label_names")
-    sizes = given.get("sizes")
-    note = ""
+    counts, sizes, note = given.get("counts"), given.get("sizes"), ""
+    names = given.get("label_names") or [str(k) for k in range(len(counts[0]))] if counts else []
     if counts:
-        shown_ids = list(range(0, len(counts), -(-len(counts) // BARS)))
-        if len(shown_ids) < len(counts):
-            note = f"{len(shown_ids)} of {len(counts)} clients are drawn."
+        drawn = list(range(0, len(counts), -(-len(counts) // BARS)))
+        if len(drawn) < len(counts):
+            note = f"{len(drawn)} of {len(counts)} clients are drawn."
         ids = given.get("clients") or list(range(len(counts)))
-        names = names or [str(k) for k in range(len(counts[0]))]
-        fig = figures.labels([counts[i] for i in shown_ids], names, [str(ids[i]) for i in shown_ids])
+        fig = figures.labels([counts[i] for i in drawn], names, [str(ids[i]) for i in drawn])
     elif sizes:
         fig = figures.sizes(sizes)
     else:
         return None
-    numbers = [
+    ends = {"first": names[0], "last": names[-1]} if names else {}
+    return {"figure": fig, "numbers": data_numbers(given), "note": note, "labels": len(names), **ends}
+
+
+def data_numbers(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The single numbers of a heterogeneity report, as a reader wants them."""
+    return [
         (name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
         for name, value in given.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     ]
-    return {"figure": fig, "numbers": numbers, "note": note, "labels": len(names or []) if counts else 0}
 
 
 def _ramp(stops: Sequence[str]) -> list[str]:

@@ -1,0 +1,42 @@
+"""All commands in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import catalogue, checking, running
+
+app = typer.Typer(
+    name="fedloom",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: [cyan]fedloom compare fedavg fedprox scaffold --data digits --rounds 30[/]",
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Federated learning where clients differ in data, model, device, network, task and trust."""
+
+
+for command, panel in (
+    (running.run, "Train"),
+    (running.compare, "Train"),
+    (running.resume, "Train"),
+    (running.report, "Train"),
+    (catalogue.methods, "Look up"),
+    (catalogue.show, "Look up"),
+    (catalogue.data, "Look up"),
+    (checking.check, "Check"),
+    (checking.claim, "Check"),
+    (checking.bench, "Check"),
+    (checking.doctor, "Check"),
+):
+    app.command(rich_help_panel=panel)(command)

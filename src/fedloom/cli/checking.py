@@ -1,0 +1,171 @@
+"""`fedloom check`, `claim`, `bench`, `doctor`: is it right, is it true, is it fast, is it installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedloom.errors import ConfigError
+
+from .running import Json
+
+
+def check(
+    name: Annotated[str, typer.Argument(help="Id of a method, or module:Class.", show_default=False)],
+) -> None:
+    """Put a method through the contract every method of Fedloom passes. Exit code 1 if one check fails.
+
+    [bold]Examples[/]
+
+      fedloom check scaffold
+
+      fedloom check mypackage.mymethod:MyMethod
+    """
+    sys.path.insert(0, os.getcwd())  # a method under development need not be installed
+    from fedloom.method import method_named
+    from fedloom.testing import check_method
+
+    console, failed = Console(), 0
+    for result in check_method(method_named(name)):
+        failed += not result.passed
+        mark = "[dim]skipped[/]" if result.skipped else ("[green]passed[/]" if result.passed else "[red]failed[/]")
+        console.print(f"{mark}  {result.name}")
+        if result.detail:
+            console.print(f"        {result.detail}", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def claim(
+    name: Annotated[str, typer.Argument(help="Id of a method.", show_default=False)],
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds. (the claim's own)", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small: to see that it runs. Writes no verdict.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the experiment behind a method's central claim, and say whether it held.
+
+    [bold]Example[/]
+
+      fedloom claim scaffold --seeds 3
+    """
+    import json
+
+    from fedloom import claims
+
+    verdict = claims.run(name, seeds=seeds, quick=quick)
+    if as_json:
+        print(json.dumps(verdict, indent=2, default=str))
+        return
+    console = Console()
+    console.print(f"[bold]{verdict['verdict']}[/]  {verdict['claim']}")
+    for line in verdict.get("lines", ()):
+        console.print(f"  {line}", markup=False, highlight=False)
+
+
+def bench(
+    context: typer.Context,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Measure the engines against plain loops, side by side. Works in a checkout of the repository.
+
+    [bold]Example[/]
+
+      fedloom bench
+    """
+    import subprocess
+
+    root = Path(__file__).resolve().parents[3]
+    if not (root / "benchmarks" / "speed.py").exists():
+        raise ConfigError(
+            "the benchmarks are part of the repository, not of the installed package: clone it, and run make bench"
+        )
+    code = subprocess.call([sys.executable, "-m", "benchmarks.speed", "--device", device, *context.args], cwd=root)
+    raise typer.Exit(code)
+
+
+def doctor() -> None:
+    """Say what is installed, what is missing, and what that means. Exit code 1 if something needed is missing.
+
+    [bold]Example[/]
+
+      fedloom doctor
+    """
+    console, table, fine = Console(), Table(box=None, padding=(0, 2, 0, 0), show_header=False), True
+    for name, good, text in findings():
+        fine &= good is not False
+        mark = {True: "[green]ok[/]", False: "[red]missing[/]", None: "[dim]–[/]"}[good]
+        table.add_row(mark, f"[bold]{name}[/]", text)
+    console.print(table)
+    if not fine:
+        raise typer.Exit(1)
+
+
+def findings() -> Iterator[tuple[str, bool | None, str]]:
+    """Name, whether it is fine (None: optional and absent), and a sentence."""
+    import torch
+
+    yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} (3.11 or newer)"
+    yield "fedloom", True, metadata.version("fedloom")
+    yield "torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        yield "cuda", True, f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} device(s)"
+    else:
+        yield "cuda", None, "no device that torch can use; runs use the CPU"
+    for extra, packages in extras().items():
+        missing = [p for p in packages if importlib.util.find_spec(_module(p)) is None]
+        if missing:
+            yield extra, None, f"without {', '.join(missing)}: pip install 'fedloom\\[{extra}]'"
+        else:
+            yield extra, True, ", ".join(f"{p} {metadata.version(p)}" for p in packages)
+    yield "FEDLOOM_DATA", *_data_folder()
+    yield "runs/", *_writable(Path("runs") if Path("runs").exists() else Path())
+
+
+def extras() -> dict[str, list[str]]:
+    """The optional packages by extra, as the installed package declares them; tools of development left out."""
+    import re
+
+    found: dict[str, list[str]] = {}
+    for line in metadata.requires("fedloom") or []:
+        match = re.match(r"([\w.-]+).*extra\s*==\s*['\"]([\w-]+)['\"]", line)
+        if match and match[2] != "dev":
+            found.setdefault(match[2], []).append(match[1])
+    return found
+
+
+def _module(package: str) -> str:
+    return package.replace("-", "_")
+
+
+def _data_folder() -> tuple[bool | None, str]:
+    from fedloom.data.sources import sources
+
+    root = os.environ.get("FEDLOOM_DATA")
+    outside = [e for e in sources() if not e.bundled]
+    if not root:
+        return None, f"not set: {len(outside)} data sets that are read from files are out of reach"
+    if not Path(root).is_dir():
+        return False, f"{root} is not a folder"
+    here = [e.name for e in outside if e.available]
+    return True, f"{root}: {len(here)} of {len(outside)} data sets"
+
+
+def _writable(folder: Path) -> tuple[bool, str]:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return True, f"{folder.resolve()} can be written"
+    except OSError as e:
+        return False, f"{folder.resolve()} cannot be written: {e.strerror}"
+
+

@@ -1,0 +1,374 @@
+"""`fedloom run`, `compare`, `resume`, `report`."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedloom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedloom.runs import Recipe, Run
+    from fedloom.runs.record import Group
+
+MethodName = Annotated[str, typer.Argument(help="Id of a method, or module:Class.", show_default=False)]
+DataName = Annotated[str | None, typer.Option("--data", "-d", help="Data set; `fedloom data` lists them. (digits)")]
+Clients = Annotated[int | None, typer.Option("--clients", "-n", help="Clients. (as many as the data has)")]
+Split = Annotated[str | None, typer.Option("--partition", "-p", help="Who holds what, e.g. dirichlet:0.1.")]
+Rounds = Annotated[int | None, typer.Option("--rounds", "-r", help="Server steps. (50)")]
+CohortSize = Annotated[int | None, typer.Option("--cohort", "-k", help="Clients a round. (the method's own)")]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Of everything random. (0)")]
+Engine = Annotated[str | None, typer.Option("--engine", "-e", help="auto, sequential, stacked, pool or debug. (auto)")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. (cpu)")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64. (float32)")]
+Network = Annotated[str | None, typer.Option("--model", "-m", help="Network, e.g. cnn:width=0.5. (the data's own)")]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="Hyperparameter name=value; may be repeated.")]
+Val = Annotated[float | None, typer.Option("--val", help="Share of each client's samples that chooses the best round.")]
+Public = Annotated[float | None, typer.Option("--public", help="Share of the samples that everybody holds.")]
+ServerData = Annotated[float | None, typer.Option("--validation", help="Share of the samples the server holds.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Train samples kept, at random. (all)")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes of the engine pool. (one a core)")]
+PerClient = Annotated[bool | None, typer.Option("--per-client", help="Log every client's figures in every round.")]
+Stages = Annotated[list[str] | None, typer.Option("--channel", help="Channel stage, e.g. topk:0.05; in order.")]
+Worlds = Annotated[list[str] | None, typer.Option("--world", help="Devices and links, e.g. spread=0.5.")]
+Every = Annotated[int | None, typer.Option("--evaluate-every", help="Rounds between evaluations. (1)")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. (runs/<time>-<method>-<data>)")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file; options on the line win over it.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")]
+
+
+def run(
+    method: Annotated[str | None, typer.Argument(help="Id of a method, or module:Class.", show_default=False)] = None,
+    data: DataName = None,
+    clients: Clients = None,
+    partition: Split = None,
+    rounds: Rounds = None,
+    cohort: CohortSize = None,
+    seed: Seed = None,
+    engine: Engine = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    model: Network = None,
+    set: Setting = None,
+    val: Val = None,
+    public: Public = None,
+    validation: ServerData = None,
+    limit: Limit = None,
+    workers: Workers = None,
+    per_client: PerClient = None,
+    channel: Stages = None,
+    world: Worlds = None,
+    evaluate_every: Every = None,
+    recipe: RecipeFile = None,
+    out: Out = None,
+    as_json: Json = False,
+    report: Report = True,
+) -> None:
+    """Train with one method.
+
+    [bold]Examples[/]
+
+      fedloom run fedavg
+
+      fedloom run scaffold --data fashion-mnist --clients 100 --partition dirichlet:0.1 --set solver.lr=0.05
+
+      fedloom run fedavg --channel topk:0.05 --channel quantize:8
+
+      fedloom run --recipe runs/20260102-090000-fedavg-digits/config.toml --seed 1
+
+    Ctrl-C stops it; fedloom resume continues it to the same end.
+    """
+    given = _given(locals())
+    made = _recipe(recipe, given)
+    place = out or _place(made.method, made.data)
+    console = Console(stderr=True)
+    done = _run(made, place, console, report)
+    if as_json:
+        print(json.dumps(_plain(done.summary), indent=2))
+    else:
+        _print_run(done, place, report)
+
+
+def compare(
+    methods: Annotated[list[str], typer.Argument(help="Methods, e.g. fedavg fedprox:mu=0.1.", show_default=False)],
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each method, with seeds S, S+1, ...", min=1)] = 1,
+    data: DataName = None,
+    clients: Clients = None,
+    partition: Split = None,
+    rounds: Rounds = None,
+    cohort: CohortSize = None,
+    seed: Seed = None,
+    engine: Engine = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    model: Network = None,
+    set: Setting = None,
+    val: Val = None,
+    public: Public = None,
+    validation: ServerData = None,
+    limit: Limit = None,
+    workers: Workers = None,
+    per_client: PerClient = None,
+    channel: Stages = None,
+    world: Worlds = None,
+    evaluate_every: Every = None,
+    recipe: RecipeFile = None,
+    out: Out = None,
+    as_json: Json = False,
+    report: Report = True,
+) -> None:
+    """Train with several methods on the same data, model and seeds: one table, one report.
+
+    [bold]Examples[/]
+
+      fedloom compare fedavg fedprox scaffold --data digits --seeds 3
+
+      fedloom compare fedprox:mu=0.01 fedprox:mu=1 --set solver.lr=0.05
+
+    --set goes to every method; NAME:key=value,key=value sets one. With several seeds, figures are mean ± standard
+    deviation. A finished run found in --out is not run again.
+    """
+    given = _given(locals())
+    plans = [_planned(text, recipe, given) for text in methods]
+    if len({label for label, _ in plans}) < len(plans):
+        raise ConfigError(f"a method is given twice: {' '.join(methods)}. Tell them apart: fedprox:mu=0.1 fedprox:mu=1")
+    place = out or _place("compare", plans[0][1].data)
+    console = Console(stderr=True)
+    groups = _compare(plans, seeds, place, console)
+    from fedloom.runs.report import write_report
+
+    if report:
+        write_report(groups, place / "report.html")
+    summary = _summary(groups)
+    (place / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _print_table(groups)
+        _say_where(place, report)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    as_json: Json = False,
+    report: Report = True,
+) -> None:
+    """Continue a run that was stopped or killed, to the same end.
+
+    [bold]Example[/]
+
+      fedloom resume runs/20260102-090000-fedavg-digits
+    """
+    from fedloom.runs import resume as resumed
+
+    from .progress import watching
+
+    with watching(Console(stderr=True)) as watch:
+        done = _until_stopped(lambda: resumed(folder, observers=[watch.next(folder.name, 0)]), folder)
+    if report:
+        done.report(folder / "report.html")
+    if as_json:
+        print(json.dumps(_plain(done.summary), indent=2))
+    else:
+        _print_run(done, folder, report)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option("--title", help="Its title. (made of the runs)")] = "",
+) -> None:
+    """Write one page about runs that are there; runs that differ in their seed alone become one line.
+
+    [bold]Example[/]
+
+      fedloom report runs/a runs/b --out both.html
+    """
+    from fedloom.runs.report import write_report
+
+    Console().print(f"{write_report(folders, out, title)}", highlight=False)
+
+
+# --------------------------------------------------------------------------------------------------- pieces
+
+
+_FIELDS = ("method", "data", "clients", "partition", "rounds", "cohort", "seed", "engine", "device", "dtype", "model")
+_MORE = ("val", "public", "validation", "limit", "workers", "per_client", "evaluate_every")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Recipe fields that the line names."""
+    from fedloom.runs.recipe import pairs
+
+    found = {k: options[k] for k in (*_FIELDS, *_MORE) if options.get(k) is not None}
+    if options["set"]:
+        found["set"] = pairs(options["set"])
+    if options["world"]:
+        found["world"] = pairs(options["world"], "--world")
+    if options["channel"]:
+        found["channel"] = tuple(options["channel"])
+    return found
+
+
+def _recipe(file: Path | None, given: dict[str, Any]) -> Recipe:
+    """The recipe of the file with what the line changes; settings are merged by name."""
+    from fedloom.runs import Recipe
+
+    if file is None:
+        if "method" not in given:
+            raise ConfigError("which method? fedloom run fedavg, or --recipe FILE; `fedloom methods` lists them")
+        return Recipe(**given)
+    base = Recipe.from_toml(file)
+    merged = {k: {**getattr(base, k), **given[k]} for k in ("set", "world") if k in given}
+    if given.get("method", base.method) != base.method:
+        raise ConfigError(
+            f"the recipe {file} is of {base.method} and the line says {given['method']}; "
+            f"leave the method out, or compare them: fedloom compare {base.method} {given['method']}"
+        )
+    return base.replace(**{**given, **merged})
+
+
+def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, Recipe]:
+    """`fedprox:mu=0.1,solver.lr=1` as a label and a recipe; a recipe file gives all but the method."""
+    from fedloom.runs import Recipe
+    from fedloom.runs.recipe import pairs
+
+    name, options = split_method(text)
+    own = pairs(options, f"the method {name}:")
+    base = Recipe.from_toml(file).replace(set={}, method=name) if file else Recipe(method=name)
+    return text, base.replace(**{**given, "method": name, "set": {**given.get("set", {}), **own}})
+
+
+def split_method(text: str) -> tuple[str, list[str]]:
+    """`"fedprox:mu=1,server_lr=2"` as its name and settings; a colon before a class is part of the name."""
+    found = re.fullmatch(r"([^=]*?)(?::([\w.]+=.*))?", text)
+    if found is None:
+        raise ConfigError(f"a method with settings is written NAME:key=value,key=value; given {text!r}")
+    name, rest = found[1], found[2] or ""
+    return name, [part for part in re.split(r",(?=[\w.]+=)", rest) if part]
+
+
+def _place(*parts: str) -> Path:
+    name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def _run(recipe: Recipe, place: Path, console: Console, report: bool) -> Run:
+    from .progress import watching
+
+    experiment = recipe.experiment(out=place)
+    with watching(console) as watch:
+        experiment.observers = [watch.next(recipe.method, recipe.rounds)]
+        done = _until_stopped(experiment.run, place)
+    if report:
+        done.report(place / "report.html")
+    return done
+
+
+def _compare(plans: list[tuple[str, Recipe]], seeds: int, place: Path, console: Console) -> list[Group]:
+    from fedloom.runs.record import Group, Record
+
+    from .progress import watching
+
+    for _, recipe in plans:  # refuse what cannot be before the first run, not after the third
+        recipe.method_object()
+    records: dict[str, list[Record]] = {label: [] for label, _ in plans}
+    with watching(console) as watch:
+        for k in range(seeds):
+            for label, recipe in plans:
+                seeded = recipe.replace(seed=recipe.seed + k)
+                folder = place / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', label)}-seed{seeded.seed}"
+                if not _finished(folder, seeded):
+                    experiment = seeded.experiment(out=folder)
+                    name = label if seeds == 1 else f"{label}, seed {seeded.seed}"
+                    experiment.observers = [watch.next(name, seeded.rounds)]
+                    _until_stopped(experiment.run, folder)
+                records[label].append(Record.read(folder))
+    return [Group(label, held) for label, held in records.items()]
+
+
+def _finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether this very run is there, whole."""
+    from fedloom.runs import Recipe
+
+    if not (folder / "summary.json").exists():
+        return False
+    return Recipe.from_toml(folder / "config.toml") == recipe.complete()
+
+
+def _until_stopped(work: Any, place: Path) -> Any:
+    try:
+        return work()
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"stopped. Continue with: fedloom resume {place}", highlight=False)
+        raise typer.Exit(130) from None
+
+
+# --------------------------------------------------------------------------------------------------- printing
+
+
+def _print_run(done: Run, place: Path, report: bool) -> None:
+    from fedloom.runs.record import Group
+    from fedloom.runs.report import as_groups, shown, table_columns
+
+    (group,) = as_groups([done])
+    group = Group(group.label, group.records)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    final = group.final()
+    for column in table_columns([group]):
+        table.add_row(f"[dim]{column.title}[/]", f"[bold]{shown(column, final)}[/]")
+    for name, choice in done.summary.get("choices", {}).items():
+        table.add_row(f"[dim]{name}[/]", str(choice))
+    Console().print(table)
+    _say_where(place, report)
+
+
+def _print_table(groups: list[Group]) -> None:
+    from fedloom.runs.report import shown, table_columns
+
+    columns = table_columns(groups)
+    columns = [c for c in columns if not c.key.endswith(".std")]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("method")
+    for column in columns:
+        table.add_column(column.title, justify="right")
+    for group in groups:
+        final = group.final()
+        table.add_row(f"[bold]{group.label}[/]", *(shown(c, final) for c in columns))
+    console = Console()
+    if not console.is_terminal:  # a table that is cut to 80 columns helps nobody
+        console = Console(width=200)
+    console.print(table)
+
+
+def _say_where(place: Path, report: bool) -> None:
+    Console(soft_wrap=True).print(f"[dim]{'report' if report else 'run'}[/]  {place / 'report.html' if report else place}")
+
+
+def _summary(groups: list[Group]) -> dict[str, Any]:
+    """What `compare --json` prints: final figures by method, with mean, spread, and the value of every seed."""
+    found: dict[str, Any] = {}
+    for group in groups:
+        each = [record.final() for record in group.records]
+        found[group.label] = {
+            "final": {
+                name: {"mean": mean, "std": std, "seeds": [one[name] for one in each]}
+                for name, (mean, std) in group.final().items()
+            },
+            "runs": [str(record.place) for record in group.records],
+        }
+    return {"methods": found, "seeds": [r.summary["seed"] for r in groups[0].records]}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+

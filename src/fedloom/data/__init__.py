@@ -1,4 +1,6 @@
-"""Data: samples as named tensors, partitions that make clients of them, federations, named sources, a report."""
+"""Data: samples as named tensors, partitions that make clients of them, federations, named sources, a
+report.
+"""
 
 from .federation import Federation
 from .fields import Data
@@ -17,6 +19,9 @@ from .partitions import (
     parse_partition,
 )
 from .population import Local
+from .registry import Source, source
+from .report import figures, heterogeneity
+from .sources import federate, load, sources
 
 __all__ = [
     "IGNORE",
@@ -33,5 +38,12 @@ __all__ = [
     "Partition",
     "Quantity",
     "Shards",
+    "Source",
+    "federate",
+    "figures",
+    "heterogeneity",
+    "load",
     "parse_partition",
+    "source",
+    "sources",
 ]

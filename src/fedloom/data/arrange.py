@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from fedloom.errors import ConfigError, DataError
+
 from .convert import as_data
 from .fields import Data
 from .partitions import numbers
@@ -35,16 +36,14 @@ def hold_out(
     check_fractions(**{key: float(v) for key, v in shared.items() if isinstance(v, float | int)})
     left, held = np.arange(len(whole)), dict[str, Data | None]()
     for key, given in shared.items():
-        if isinstance(given, float | int):
+        if given is None or (isinstance(given, float | int) and given == 0):
+            held[key] = None
+        elif isinstance(given, float | int):
             count = round(given * len(whole))
-            if ordered:  # the last samples of every group
-                g = np.zeros(len(left)) if group is None else group.numpy()[left]
-                rank = _rank(g)
-                taken = left[
-                    np.argsort(rank / np.maximum(_size_of(g), 1), kind="stable")[len(left) - count :]
-                ]
-            else:
-                taken = numbers(seed, "hold out", key).permutation(left)[:count]
+            # an equal share of every group: its last samples, or random ones
+            queue = left if ordered else numbers(seed, "hold out", key).permutation(left)
+            g = np.zeros(len(queue)) if group is None else group.numpy()[queue]
+            taken = queue[np.argsort(_rank(g) / _size_of(g), kind="stable")[len(queue) - count :]]
             held[key] = whole.rows(torch.from_numpy(np.sort(taken)))
             left = np.setdiff1d(left, taken)
         elif isinstance(given, str):
@@ -55,9 +54,9 @@ def hold_out(
             away = (group == names.index(given)).numpy()
             held[key], left = whole.rows(torch.from_numpy(np.flatnonzero(away))), left[~away[left]]
         else:
-            held[key] = None if given is None else as_data(given, key)
-            if held[key] is not None and key != "public":
-                same_shape(whole, held[key], key)  # pyright: ignore[reportArgumentType]
+            held[key] = data = as_data(given, key)
+            if key != "public":
+                same_shape(whole, data, key)
         part = held[key]
         if part is not None and not len(part):
             raise DataError(f"{key}={given!r} of {len(whole)} samples is no sample at all")

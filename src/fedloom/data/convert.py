@@ -1,5 +1,6 @@
 """From what users hold to checked tensors: dtype rules, the checks at the door, text as bytes,
-standardising."""
+standardising.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from fedloom.errors import DataError
+
 from .fields import Data
 from .partitions import IGNORE
 
@@ -108,9 +110,7 @@ def check(data: Data, where: str, classes: int | None = None, empty: bool = Fals
 
 def _check_labels(y: Tensor, where: str, classes: int | None) -> None:
     if y.dim() == 2 and y.shape[1] == 1:
-        raise DataError(
-            f"{where}: labels have shape {tuple(y.shape)}; pass y.squeeze(1), one label per sample"
-        )
+        raise DataError(f"{where}: labels have shape {tuple(y.shape)}; pass y.squeeze(1), one label per sample")
     negative = (y < 0) & (y != IGNORE) if y.dim() > 1 else y < 0
     if negative.any():
         raise DataError(f"{where}: field 'y' has {_count(negative)} below 0; labels are 0..classes-1")
@@ -130,9 +130,7 @@ def _count(bad: Tensor) -> str:
 def label_count(parts: Iterable[Data | None]) -> int | None:
     """One more than the largest integer label of any part; None without integer labels."""
     largest = [
-        int(p["y"].max()) + 1
-        for p in parts
-        if p and "y" in p and not p["y"].is_floating_point() and p["y"].numel()
+        int(p["y"].max()) + 1 for p in parts if p and "y" in p and not p["y"].is_floating_point() and p["y"].numel()
     ]
     return max(largest, default=None)
 
@@ -154,9 +152,7 @@ def moments(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 def scale(x: Tensor, columns: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """`x` with columns shifted and scaled by `moments`; NaN becomes 0, the mean."""
     out = x.clone()
-    out[:, columns] = torch.where(x[:, columns].isnan(), 0.0, (x[:, columns].double() - by[0]) / by[1]).to(
-        x.dtype
-    )
+    out[:, columns] = torch.where(x[:, columns].isnan(), 0.0, (x[:, columns].double() - by[0]) / by[1]).to(x.dtype)
     return out
 
 

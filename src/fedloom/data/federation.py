@@ -1,9 +1,10 @@
-"""Who holds which data: a compact, lazy population of clients with shared test, public and validation data.
+"""Who holds which data: a compact, lazy population of clients with shared test, public and validation
+data.
 
 Samples are put in client order once. Client i is rows `offsets[i]:offsets[i+1]` of one table, its rows
-ordered train, val, test; the sizes of the three follow from the number of rows by a rule. So a client costs 8
-bytes, no object exists for it before `local(i)` makes one of views, and nothing grows with the population per
-round.
+ordered train, val, test; the sizes of the three follow from the number of rows by a rule. So a client costs
+8 bytes, no object exists for it before `local(i)` makes one of views, and nothing grows with the population
+per round.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from fedloom.errors import ConfigError, DataError
+
 from .arrange import by_client, check_fractions, client_names, hold_out, same_shape, train_mask
 from .convert import as_data, check, codes, label_count, standardised
 from .fields import Data
@@ -149,18 +151,16 @@ class Federation:
         columns = None
         if standardise:
             if "x" not in whole or whole["x"].dim() != 2:
-                raise DataError(
-                    "standardise=True scales the columns of a table `x` (n, d); this data has none"
-                )
+                raise DataError("standardise=True scales the columns of a table `x` (n, d); this data has none")
             columns = torch.arange(whole["x"].shape[1])
-        return cls._split(
+        return cls.assemble(
             whole, columns, clients=clients, partition=partition, groups=groups, test=test, public=public,
             validation=validation, val=val, client_test=client_test, seed=seed, name=name, classes=classes,
             ordered=ordered, info=info,
         )  # fmt: skip
 
     @classmethod
-    def _split(
+    def assemble(
         cls,
         whole: Data,
         columns: Tensor | None,
@@ -177,8 +177,11 @@ class Federation:
         info: Mapping[str, Any] | None,
         **shared: Any,
     ) -> Federation:
-        """Holds out, partitions, puts in client order, changes, scales: the one road from samples to
-        clients."""
+        """The one road from samples to clients: hold out, partition, put in client order, change, scale, check.
+
+        Arguments as in `from_data`; `columns` of `x` (int64 positions, or None) are scaled by mean and standard
+        deviation of all TRAIN samples, where NaN counts as the mean.
+        """
         partition = parse_partition(partition)
         group, group_names = (None, ()) if groups is None else codes(groups)
         if group is not None and len(group) != len(whole):
@@ -238,9 +241,7 @@ class Federation:
         should be random.
         """
         for key in ("test", "public", "validation"):
-            if hasattr(options.get(key), "__getitem__") and not isinstance(
-                options[key], Data | tuple | dict | str
-            ):
+            if hasattr(options.get(key), "__getitem__") and not isinstance(options[key], Data | tuple | dict | str):
                 options[key] = read_dataset(options[key], fields, key)
         options.setdefault("name", type(dataset).__name__)
         return cls.from_data(read_dataset(dataset, fields, "dataset"), clients, partition, **options)
@@ -294,7 +295,7 @@ class Federation:
         for key, part in shared.items():
             if isinstance(part, pd.DataFrame):
                 shared[key] = encoding.data(part, key)
-        return cls._split(
+        return cls.assemble(
             encoding.data(frame, name),
             encoding.numeric_columns,
             clients=clients,
@@ -332,9 +333,7 @@ class Federation:
         if kind not in ("csv", "parquet"):
             raise ConfigError(f"{path.name!r}: files are read as .csv, .csv.gz, .parquet or .npz")
         if target is None:
-            raise ConfigError(
-                f"{path.name!r} is a table: name the column to predict, from_file(path, target=...)"
-            )
+            raise ConfigError(f"{path.name!r} is a table: name the column to predict, from_file(path, target=...)")
         return cls.from_pandas(read_frame(path, kind), target, group, clients, partition, **options)
 
     @classmethod
@@ -351,9 +350,7 @@ class Federation:
                 arrays = {name.removesuffix("_train"): file[name] for name in file.files}
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path.name!r} is not a readable .npz of plain arrays: {error}") from error
-        test = {
-            name.removesuffix("_test"): arrays.pop(name) for name in list(arrays) if name.endswith("_test")
-        }
+        test = {name.removesuffix("_test"): arrays.pop(name) for name in list(arrays) if name.endswith("_test")}
         if test and "test" not in options:
             options["test"] = test
         if group is not None:
@@ -393,9 +390,7 @@ class Federation:
                 options[key] = read(options[key])
         if group is not None:
             options["groups"] = list(dataset[group])
-        options.setdefault(
-            "name", str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "huggingface")
-        )
+        options.setdefault("name", str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "huggingface"))
         return cls.from_data(read(dataset), clients, partition, **options)
 
     @classmethod
@@ -471,9 +466,7 @@ class Federation:
         population = Rows(table, np.asarray(offsets))
         hollow = int((population.totals(None) == 0).sum())
         if hollow and not empty:
-            raise DataError(
-                f"{name}: {hollow} of {len(population)} clients have no samples; empty=True allows that"
-            )
+            raise DataError(f"{name}: {hollow} of {len(population)} clients have no samples; empty=True allows that")
         test, public, validation = (_shared(part, classes) for part in (test, public, validation))
         return cls(
             population,
@@ -563,9 +556,7 @@ class Federation:
 
     def _known(self, id: int) -> int:
         if not 0 <= id < len(self.population):
-            raise DataError(
-                f"client {id} does not exist; this federation has clients 0..{len(self.population) - 1}"
-            )
+            raise DataError(f"client {id} does not exist; this federation has clients 0..{len(self.population) - 1}")
         return int(id)
 
     @property
@@ -599,17 +590,13 @@ class Federation:
 
     def to(self, device: torch.device | str) -> Federation:
         """The same federation with its tensors on another device."""
-        shared = {
-            k: d and d.to(device) for k, d in vars(self).items() if k in ("test", "public", "validation")
-        }
+        shared = {k: d and d.to(device) for k, d in vars(self).items() if k in ("test", "public", "validation")}
         moved = Federation.__new__(Federation)
         moved.__dict__.update({**vars(self), **shared, "population": self.population.to(device)})
         return moved
 
     def __repr__(self) -> str:
-        extra = "".join(
-            f", {k} {len(d)}" for k in ("test", "public", "validation") if (d := getattr(self, k))
-        )
+        extra = "".join(f", {k} {len(d)}" for k in ("test", "public", "validation") if (d := getattr(self, k)))
         return f"Federation({self.name!r}, {len(self)} clients, {self.info.get('partition', '')}{extra})"
 
 
@@ -620,9 +607,7 @@ def _shared(given: Any, classes: int | None) -> Data | None:
     if given is None:
         return None
     if isinstance(given, float | int | str):
-        raise ConfigError(
-            f"clients already hold their samples here; give shared data as (x, y), not {given!r}"
-        )
+        raise ConfigError(f"clients already hold their samples here; give shared data as (x, y), not {given!r}")
     data = as_data(given, "shared data")
     check(data, "shared data", classes)
     return data

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..errors import DataError, unknown
+from fedloom.errors import DataError, unknown
+
 from .fields import Data
 
 
@@ -54,9 +55,7 @@ class Encoding:
         features = frame.drop(columns=list({target, *drop} | ({group} if group else set())))
         if not len(features.columns):
             raise DataError("no columns are left as features")
-        numeric = [
-            c for c in features if c not in categorical and pd.api.types.is_numeric_dtype(features[c].dtype)
-        ]
+        numeric = [c for c in features if c not in categorical and pd.api.types.is_numeric_dtype(features[c].dtype)]
         others = [c for c in features if c not in numeric]
         return cls(
             target=target,
@@ -91,9 +90,7 @@ class Encoding:
         wanted = (*self.numeric, *self.categories, *self.keep, self.target)
         if gone := [c for c in wanted if c not in frame.columns]:
             raise DataError(f"{where}: no column {gone[0]!r}; the table has {', '.join(frame.columns)}")
-        numbers = (
-            frame[list(self.numeric)].to_numpy(dtype=np.float32, na_value=np.nan).reshape(len(frame), -1)
-        )
+        numbers = frame[list(self.numeric)].to_numpy(dtype=np.float32, na_value=np.nan).reshape(len(frame), -1)
         self._check(numbers, where)
         hot = [_one_hot(frame[c], values) for c, values in self.categories.items()]
         fields = {"x": torch.from_numpy(np.concatenate([numbers, *hot], 1)), "y": self._targets(frame, where)}
@@ -105,32 +102,22 @@ class Encoding:
         for bad, word in ((np.isnan(numbers), "missing"), (np.isinf(numbers), "infinite")):
             if bad.any() and (word == "infinite" or self.missing == "error"):
                 at = {c: int(k) for c, k in zip(self.numeric, bad.sum(0)) if k}
-                advice = (
-                    '; missing="mean" fills them with the mean of the train samples'
-                    if word == "missing"
-                    else ""
-                )
+                advice = '; missing="mean" fills them with the mean of the train samples' if word == "missing" else ""
                 raise DataError(f"{where}: {int(bad.sum())} {word} numbers, by column: {at}{advice}")
 
     def _targets(self, frame: pd.DataFrame, where: str) -> Tensor:
         column_: Any = frame[self.target]
         if column_.isna().any():
-            raise DataError(
-                f"{where}: the target {self.target!r} is missing in {int(column_.isna().sum())} rows"
-            )
+            raise DataError(f"{where}: the target {self.target!r} is missing in {int(column_.isna().sum())} rows")
         if self.labels is None:
             values = np.asarray(pd.to_numeric(column_, errors="coerce"), dtype=np.float32)
             if not np.isfinite(values).all():
-                raise DataError(
-                    f"{where}: {int((~np.isfinite(values)).sum())} targets are not finite numbers"
-                )
+                raise DataError(f"{where}: {int((~np.isfinite(values)).sum())} targets are not finite numbers")
             return torch.from_numpy(values.copy())
         found = _positions(column_, self.labels)
         if (found < 0).any():
             odd = sorted(set(column_[found < 0].astype(str)))
-            raise DataError(
-                f"{where}: {int((found < 0).sum())} labels are none of {list(self.labels)}: {odd[:5]}"
-            )
+            raise DataError(f"{where}: {int((found < 0).sum())} labels are none of {list(self.labels)}: {odd[:5]}")
         return torch.from_numpy(found.astype(np.int64))
 
 
@@ -146,7 +133,12 @@ def _names(values: Any) -> tuple[str, ...]:
     """The different values in their own order (numbers as numbers), as text; empty is a value of its own,
     last."""
     present = values.dropna().unique()
-    return (*(str(v) for v in sorted(present, key=_order)), *(["missing"] if values.isna().any() else []))
+    return (*(_text(v) for v in sorted(present, key=_order)), *(["missing"] if values.isna().any() else []))
+
+
+def _text(value: Any) -> str:
+    # numbers beside empty cells are read as floats: 3.0 and 3 are one category
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _order(value: Any) -> tuple[bool, Any]:
@@ -157,7 +149,7 @@ def _order(value: Any) -> tuple[bool, Any]:
 def _positions(values: Any, names: tuple[str, ...]) -> np.ndarray:
     """The index of each value among the names; -1 where it is none of them."""
     place = {name: i for i, name in enumerate(names)}
-    return values.map(lambda v: "missing" if pd.isna(v) else str(v)).map(place).fillna(-1).to_numpy(np.int64)
+    return values.map(lambda v: "missing" if pd.isna(v) else _text(v)).map(place).fillna(-1).to_numpy(np.int64)
 
 
 def _one_hot(values: Any, names: tuple[str, ...]) -> np.ndarray:

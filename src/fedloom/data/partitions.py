@@ -9,6 +9,8 @@ splits by (labels `y`, `group`, or clusters of embeddings) or nothing at all; `F
     Dirichlet(0.1)(data, clients=100, rng=0)
     parse_partition("rotation:270,groups=4/dirichlet:0.3") == FeatureShift("rotation", 270, groups=4,
     base=Dirichlet(0.3))
+
+
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, unknown
-from ..keyed import seed_of
+from fedloom.errors import ConfigError, DataError, unknown
+from fedloom.keyed import seed_of
+
 from .fields import Data
 
 IGNORE = -100
@@ -92,7 +95,7 @@ class Partition:
         if len(data) < clients * self.least:
             raise DataError(
                 f"{self} gives each of {clients} clients {self.least} or more samples, and there are "
-                f"{len(data)} (use fewer clients{', or least=0 to allow empty ones' if 'least' in _names(self) else ''})"
+                f"{len(data)} (use fewer clients{', or least=0: empty ones' if 'least' in _names(self) else ''})"
             )
         rng = numbers(rng, "partition") if isinstance(rng, int) else rng
         owner = np.asarray(self.assign(data, clients, rng), dtype=np.int64)
@@ -111,9 +114,7 @@ class Partition:
         """The number of clients the data itself asks for, if any."""
         return None
 
-    def change(
-        self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator
-    ) -> tuple[Data, dict[str, Any]]:
+    def change(self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator) -> tuple[Data, dict[str, Any]]:
         """The samples as their clients see them, and what the federation should record of the change."""
         return data, {}
 
@@ -232,14 +233,10 @@ class EmbeddingDirichlet(Partition):
         from sklearn.decomposition import PCA
 
         rng = numbers(rng, "partition") if isinstance(rng, int) else rng
-        state = int(
-            rng.spawn(1)[0].integers(2**31)
-        )  # a child stream: the split itself draws as `Dirichlet` does
+        state = int(rng.spawn(1)[0].integers(2**31))  # a child stream: the split itself draws as `Dirichlet` does
         features = embed(data, self.encoder)
         if len(features) < self.clusters:
-            raise DataError(
-                f"{self} makes {self.clusters} clusters of {len(features)} samples; use fewer clusters"
-            )
+            raise DataError(f"{self} makes {self.clusters} clusters of {len(features)} samples; use fewer clusters")
         reduce: Callable[[np.ndarray], np.ndarray] = np.asarray
         if 0 < self.components < min(features.shape):
             reduce = PCA(self.components, random_state=state).fit(features).transform
@@ -361,8 +358,7 @@ class Domains(Partition):
             rows, holders = np.flatnonzero(group == domain), np.arange(domain, clients, len(names))
             if len(rows) < len(holders):
                 raise DataError(
-                    f"domain {names[domain]} has {len(rows)} samples for {len(holders)} clients; "
-                    f"use fewer clients"
+                    f"domain {names[domain]} has {len(rows)} samples for {len(holders)} clients; use fewer clients"
                 )
             owner[rng.permutation(rows)] = holders[np.arange(len(rows)) % len(holders)]
         return owner
@@ -414,9 +410,7 @@ class FeatureShift(Partition):
     def assign(self, data: Data, clients: int, rng: np.random.Generator) -> np.ndarray:
         return self.base(data, clients, rng).numpy()
 
-    def change(
-        self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator
-    ) -> tuple[Data, dict[str, Any]]:
+    def change(self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator) -> tuple[Data, dict[str, Any]]:
         data, record = self.base.change(data, owner, clients, rng)
         x = data.get("x")
         if x is None or not x.is_floating_point() or (x.dim() != 4 and self.kind != "noise"):
@@ -456,9 +450,7 @@ def rotate(x: Tensor, degrees: Tensor, chunk: int = 4096) -> Tensor:
         a = torch.deg2rad(degrees[rows])
         zero = torch.zeros_like(a)
         # grid_sample reads coordinates scaled to -1..1 by the image's own height and width
-        theta = torch.stack([a.cos(), -a.sin() * h / w, zero, a.sin() * w / h, a.cos(), zero], 1).view(
-            -1, 2, 3
-        )
+        theta = torch.stack([a.cos(), -a.sin() * h / w, zero, a.sin() * w / h, a.cos(), zero], 1).view(-1, 2, 3)
         grid = F.affine_grid(theta, [len(rows), *x.shape[1:]], align_corners=False)
         out[rows] = F.grid_sample(x[rows], grid, align_corners=False)
     return out
@@ -468,7 +460,7 @@ def rotate(x: Tensor, degrees: Tensor, chunk: int = 4096) -> Tensor:
 class ConceptShift(Partition):
     """Concept shift: the same input means another label. Client i is in group i % groups, and every group but
     the first has its own permutation of the labels (its test samples too). The maps are recorded as
-    `federation.info["label_maps"]`, an int64 tensor `(groups, classes)`.
+    `federation.info["label_maps"]`, one list of new labels per group.
 
     Args:
         groups: number of concepts, >= 1; 1 changes nothing.
@@ -493,9 +485,7 @@ class ConceptShift(Partition):
     def assign(self, data: Data, clients: int, rng: np.random.Generator) -> np.ndarray:
         return self.base(data, clients, rng).numpy()
 
-    def change(
-        self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator
-    ) -> tuple[Data, dict[str, Any]]:
+    def change(self, data: Data, owner: Tensor, clients: int, rng: np.random.Generator) -> tuple[Data, dict[str, Any]]:
         data, record = self.base.change(data, owner, clients, rng)
         y = data.get("y")
         if y is None or y.dim() != 1 or y.is_floating_point():
@@ -505,15 +495,13 @@ class ConceptShift(Partition):
         maps = torch.arange(classes).repeat(self.groups, 1)
         for g in range(1, self.groups):
             maps[g] = torch.from_numpy(rng.permutation(classes))
-        return data.replace(y=maps[owner % self.groups, y]), {**record, "label_maps": maps}
+        return data.replace(y=maps[owner % self.groups, y]), {**record, "label_maps": maps.tolist()}
 
 
 # --------------------------------------------------------------------------------------------- shared pieces
 
 
-def dirichlet_split(
-    key: np.ndarray, alpha: float, clients: int, least: int, rng: np.random.Generator
-) -> np.ndarray:
+def dirichlet_split(key: np.ndarray, alpha: float, clients: int, least: int, rng: np.random.Generator) -> np.ndarray:
     """The samples `(n,)` of each key value split over clients in Dirichlet(alpha) shares; see `Dirichlet`."""
     rows_of = [np.flatnonzero(key == value) for value in np.unique(key)]
     owner, counts = np.empty(len(key), dtype=np.int64), np.zeros(0)
@@ -554,10 +542,7 @@ def _even(n: int, parts: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------- as text
 
 PARTITIONS: dict[str, tuple[type[Partition], dict[str, Any]]] = {
-    **{
-        kind.spec: (kind, {})
-        for kind in (IID, Dirichlet, EmbeddingDirichlet, Shards, Quantity, Natural, Domains)
-    },
+    **{kind.spec: (kind, {}) for kind in (IID, Dirichlet, EmbeddingDirichlet, Shards, Quantity, Natural, Domains)},
     **{kind: (FeatureShift, {"kind": kind}) for kind in _SHIFTS},
     "concept": (ConceptShift, {}),
 }
@@ -594,14 +579,11 @@ def parse_partition(text: str | Partition) -> Partition:
     if base:
         if "base" not in {f.name for f in fields(kind)}:
             raise ConfigError(
-                f"{name!r} has no base partition; only {', '.join((*_SHIFTS, 'concept'))} wrap another. "
-                f"Given {text!r}"
+                f"{name!r} has no base partition; only {', '.join((*_SHIFTS, 'concept'))} wrap another. Given {text!r}"
             )
         options["base"] = parse_partition(base)
     missing = [
-        f.name
-        for f in fields(kind)
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in options
+        f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING and f.name not in options
     ]
     if missing:
         raise ConfigError(f"the partition {name!r} needs {missing[0]}: for example {name}:{_EXAMPLES[name]}")

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..errors import ConfigError, DataError
+from fedloom.errors import ConfigError, DataError
+
 from .convert import as_data, check
 from .fields import Data
 

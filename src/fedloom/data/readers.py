@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, MissingExtra, unknown
+from fedloom.errors import ConfigError, DataError, MissingExtra, unknown
+
 from .convert import text_rows
 
 if TYPE_CHECKING:
@@ -40,11 +41,7 @@ def _enough(fields: Sequence[str], n: int, where: str) -> Sequence[str]:
 
 def _stack(values: Sequence[Any], name: str, where: str) -> Any:
     try:
-        return (
-            torch.stack(list(values))
-            if isinstance(values[0], Tensor)
-            else np.stack([np.asarray(v) for v in values])
-        )
+        return torch.stack(list(values)) if isinstance(values[0], Tensor) else np.stack([np.asarray(v) for v in values])
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(f"{where}: the items' {name!r} do not stack into one array: {error}") from error
 
@@ -81,7 +78,5 @@ def column(dataset: Any, name: str, length: int) -> Any:
     if hasattr(rows[0], "getbands"):  # an image: rows of pixels, channels last
         values = values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2)
     if values.dtype == object:
-        raise ConfigError(
-            f"column {name!r} holds {type(rows[0]).__name__}; choose a column of numbers, images or text"
-        )
+        raise ConfigError(f"column {name!r} holds {type(rows[0]).__name__}; choose a column of numbers, images or text")
     return values

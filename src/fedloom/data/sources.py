@@ -1,0 +1,140 @@
+"""Named data sets: `load("digits")`, `federate("fashion-mnist", clients=100, partition="dirichlet:0.1")`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, DataError, unknown
+from . import bundled, folder, tabular, texts
+from .convert import check
+from .federation import Federation
+from .partitions import Natural, Partition, numbers, parse_partition
+from .registry import ENTRIES, Entry, Folder, Source, canonical, options_of
+
+_READERS = (bundled, folder, tabular, texts)  # importing them registers their sources
+
+
+def sources() -> list[Entry]:
+    """Every named source, bundled ones first: `name`, `task`, `about`, `bundled`, `available`, `options`."""
+    return sorted(ENTRIES.values(), key=lambda entry: (not entry.bundled, entry.name))
+
+
+def load(name: str, seed: int = 0, limit: int | None = None, **options: Any) -> Source:
+    """A named source, read and checked.
+
+    Args:
+        name: such as "digits", "fashion-mnist" (hyphens and underscores are equal), or with options
+            "synthetic:0.5,0.5", "shakespeare:length=40".
+        seed: of generated sources and of `limit`.
+        limit: keep this many random train samples.
+        **options: the source's own; `sources()` lists them.
+
+    Raises:
+        ConfigError: an unknown name or option.
+        DataError: its files are not there (says what to set), or hold what cannot be trained on.
+    """
+    base, _, text = name.partition(":")
+    entry = ENTRIES.get(canonical(base))
+    if entry is None:
+        raise unknown("data set", base, ENTRIES, "sources() lists them; your own data: Federation.from_arrays(x, y).")
+    chosen = options_of(entry, text, options)
+    read = entry.read(None if entry.bundled else Folder.of(entry), seed, **chosen)
+    for part, data in (("train", read.train), ("test", read.test), ("validation", read.validation)):
+        if data is not None:
+            check(data, f"{read.name} {part}", read.classes)
+    return read if limit is None else _limited(read, limit, seed)
+
+
+def _limited(read: Source, limit: int, seed: int) -> Source:
+    if limit < 1:
+        raise ConfigError(f"limit is 1 or more samples; given {limit}")
+    if limit >= len(read.train):
+        return read
+    kept = torch.from_numpy(numbers(seed, "limit").permutation(len(read.train))[:limit]).sort().values
+    return replace(
+        read,
+        train=read.train.rows(kept),
+        groups=None if read.groups is None else read.groups[kept],
+        records=tuple(read.records[i] for i in kept.tolist()) if read.records else (),
+    )
+
+
+def federate(
+    name: str | Source,
+    clients: int | None = None,
+    partition: Partition | str | None = None,
+    seed: int = 0,
+    *,
+    test: Any = None,
+    public: Any = None,
+    validation: Any = None,
+    val: float = 0.0,
+    client_test: float = 0.2,
+    limit: int | None = None,
+    **options: Any,
+) -> Federation:
+    """A federation of a named source.
+
+    Args:
+        name: as in `load`, or a loaded source.
+        clients: how many; None: the natural number, or as many as leave 50 samples each, 100 at most.
+        partition: an object or text; None: the source's own.
+        test: data, a fraction, or a group's name; None: the source's test set, or else 20 % held out of its samples.
+        public, validation, val, client_test: as in `Federation.from_data`.
+        **options: the source's own.
+
+    Columns of a table are scaled again with the statistics of the clients' TRAIN samples.
+    """
+    wanted = None if partition is None else parse_partition(partition)
+    if isinstance(name, str):
+        entry = ENTRIES.get(canonical(name.partition(":")[0]))
+        if clients and entry and "clients" in entry.options and isinstance(wanted or Natural(), Natural):
+            options = {"clients": clients, **options}
+        read = load(name, seed, limit, **options)
+    else:
+        if options or limit is not None:
+            raise ConfigError("options and limit belong to load(name, ...); this source is loaded already")
+        read = name
+    wanted = wanted or read.partition
+    if test is None:
+        test = read.test if read.test is not None else read.hold_out or None
+    grouped = read.train if read.groups is None else read.train.replace(group=read.groups)
+    if clients is None and wanted.natural(grouped) is None:
+        clients = max(2, min(100, len(read.train) // 50))
+    return Federation.assemble(
+        read.train,
+        read.numeric,
+        clients=clients,
+        partition=wanted,
+        groups=_names(read),
+        test=test,
+        public=public,
+        validation=read.validation if validation is None else validation,
+        val=val,
+        client_test=client_test,
+        seed=seed,
+        name=read.name,
+        classes=read.classes,
+        ordered=read.ordered,
+        info={
+            "source": read.name,
+            "task": read.task,
+            "labels": list(read.labels),
+            "columns": list(read.columns),
+            "origin": read.origin,
+            "licence": read.licence,
+            **read.notes,
+        },
+    )
+
+
+def _names(read: Source) -> Any:
+    """The group names of all samples, or None."""
+    if read.groups is None:
+        return None
+    if len(read.groups) != len(read.train):
+        raise DataError(f"{read.name}: {len(read.groups)} groups for {len(read.train)} samples")
+    return [read.group_names[g] for g in read.groups.tolist()]

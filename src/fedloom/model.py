@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .data.fields import Data
-from .errors import ConfigError, unknown
+from .errors import ConfigError, NotSupported, unknown
 from .task import Classification, Factory, Task
 from .units import Units, find_units, narrow
 from .vector import Layout
@@ -136,6 +136,19 @@ class Model:
         other.__dict__.update(changes)
         return other
 
+    def where(self, *kinds: type[nn.Module]) -> Tensor:
+        """Boolean `(d,)`: weights (and statistics in the vector) of the layers of these kinds, by type and not by name."""
+        names = {
+            f"{prefix}.{n}" if prefix else n
+            for prefix, m in self.module.named_modules()
+            if isinstance(m, kinds)
+            for n, _ in (*m.named_parameters(recurse=False), *m.named_buffers(recurse=False))
+        }
+        chosen = torch.zeros(self.layout.size, dtype=torch.bool)
+        for name in names & set(self.layout.names):
+            chosen[self.layout.span(name)] = True
+        return chosen
+
     # ------------------------------------------------------------ sub-models
     @property
     def units(self) -> Units:
@@ -151,8 +164,17 @@ class Model:
 
         Args:
             choose: group name, number of its units -> int64 ids of those kept (at least one).
+
+        Raises:
+            NotSupported: the network's running statistics are frozen.
+            ConfigError: no example input; a choice that keeps nothing, or ids that do not exist.
         """
-        keep = {g: torch.as_tensor(choose(g, n)).long() for g, n in self.units.sizes.items()}
+        if self.buffers == "frozen" and self._shared.statistics:
+            raise NotSupported(
+                "a sub-model of a network whose running statistics are frozen would lose them, as they are not in the "
+                "vector: use buffers='vector' (they are cut with their units) or buffers='batch'"
+            )
+        keep = {g: torch.as_tensor(choose(g, n)) for g, n in self.units.sizes.items()}
         index, shapes = self.units.index(self.layout.shapes, keep)
         key = tuple(shapes.items())
         if key not in self._shared.parts:

@@ -87,3 +87,10 @@ class Layout:
 
     def __repr__(self) -> str:
         return f"Layout({len(self.shapes)} tensors, {self.size:,} numbers)"
+
+
+def joined(mask: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """A vector `(d,)` whose entries under a boolean mask are `inside` `(m,)` and the others `outside` `(d - m,)`."""
+    whole = inside.new_empty(mask.shape)
+    whole[mask], whole[~mask] = inside, outside
+    return whole

@@ -1,0 +1,1 @@
+"""Foundation models: a large frozen base, and little that is trained and sent."""

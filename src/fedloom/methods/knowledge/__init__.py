@@ -1,0 +1,1 @@
+"""Knowledge: clients exchange what their models say (outputs, prototypes) instead of, or besides, weights."""

@@ -1,0 +1,1 @@
+"""Personalisation: every client ends with a model of its own, better than alone and better than one for all."""

@@ -57,7 +57,7 @@ class Experiment:
         world: devices, links and availability, for virtual time.
         behave: client id -> a program around the honest one (adversaries).
         evaluate_every: rounds between evaluations (the last round is always evaluated); 0: never.
-        per_client: log every client's own figures too.
+        per_client: log every client's own figures in every evaluated round, not in the last alone.
         out: folder for log, checkpoints and report; None keeps everything in memory.
         checkpoint_seconds: at most this often (0: after every round).
         before: an earlier run whose state the method starts from.
@@ -364,9 +364,13 @@ class Run:
             row["exclusions"] = dict(host.excluded)
         last = host.version == e.rounds
         if e.evaluate_every and (host.version % e.evaluate_every == 0 or last):
-            for view, result in self.plan.method.evaluate(host.state, host.clients).items():
-                row[view] = self._view(result)
+            keep = last or e.per_client
+            views = dict(self.plan.method.evaluate(host.state, host.clients))
             params = self.params
+            if keep and params is not None and "global" in views and not views["global"].clients:
+                if params.dim() == 1 and len(self.plan.models) == 1:  # the same model on each client's own test data
+                    views["local"] = host.clients.evaluate(params, list(host.clients.panel))
+            row.update({view: self._view(result, keep) for view, result in views.items() if result})
             if params is not None and params.dim() == 1 and self._has_validation():
                 row["validation"] = dict(host.clients.evaluate(params, split="val"))
         return row
@@ -375,10 +379,10 @@ class Run:
         f = self.plan.federation
         return f.validation is not None or len(f.local(0).val) > 0
 
-    def _view(self, result: Evaluation) -> dict[str, Any]:
+    def _view(self, result: Evaluation, keep: bool) -> dict[str, Any]:
         name, sign = self.plan.task.headline
         view: dict[str, Any] = {**dict(result), **result.spread(name, sign)}
-        if self.experiment.per_client and result.clients:
+        if keep and result.clients:
             view["clients"] = {str(i): dict(m) for i, m in result.clients.items()}
         return view
 

@@ -408,12 +408,12 @@ class Clients:
         self,
         program: Callable[..., Any],
         ids: Iterable[int] | None = None,
-        weight: str | float = 1.0,
+        weight: str | float | None = 1.0,
         each: Mapping[int, Mapping[str, Any]] | None = None,
         least: int = 1,
         **down: Any,
     ) -> Message:
-        """As `mean`, undivided, and unweighted by default."""
+        """As `mean`, undivided, and unweighted by default (weight None: training samples)."""
         ids, t = self._chosen(ids), self._own_time()
         total, end = self._host.total(ids, program, each, down, weight, t, mean=False, least=least)
         self._passed(end)

@@ -47,7 +47,7 @@ class FedBN(Partial):
         mask = model.where(*NORMS)
         if not bool(mask.any()):
             raise NotSupported(
-                f"FedBN keeps normalisation layers at the clients, but {model.name!r} has none. Use a network that has, "
+                f"FedBN keeps normalisation layers at the clients, but {model.name!r} has none. Use one that has, "
                 f"e.g. Classification(model='cnn-bn', buffers='vector')"
             )
         return mask

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 Tree = TypeVar("Tree")
 
 
-def evaluate(
-    model: Model, w: Tensor | Callable[..., Any], data: Data, batch_size: int = 1024
-) -> list[Message]:
+def evaluate(model: Model, w: Tensor | Callable[..., Any], data: Data, batch_size: int = 1024) -> list[Message]:
     """What each of the task's metrics counts on `data`, in evaluation mode; sums of clients may be added.
 
     Args:
@@ -69,9 +67,7 @@ def predict(
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def gradient(
-    model: Model, w: Tensor, data: Data, batch_size: int = 1024, key: tuple[Any, ...] = ()
-) -> Tensor:
+def gradient(model: Model, w: Tensor, data: Data, batch_size: int = 1024, key: tuple[Any, ...] = ()) -> Tensor:
     """Gradient `(d,)` of the mean loss over all of `data`, in training mode; zero for statistics.
 
     Batches are added up, so batch statistics are those of `batch_size` samples; running ones are not changed.
@@ -116,9 +112,7 @@ def _detached(out: Any, rows: int) -> Any:
         return {k: _detached(v, rows) for k, v in out.items()}
     if isinstance(out, list | tuple):
         return type(out)(_detached(v, rows) for v in out)
-    raise ConfigError(
-        f"predict(fn=...) gives tensors, or dicts and lists of them; given {type(out).__name__}"
-    )
+    raise ConfigError(f"predict(fn=...) gives tensors, or dicts and lists of them; given {type(out).__name__}")
 
 
 def _joined(parts: list[Any]) -> Any:

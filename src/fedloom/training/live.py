@@ -109,7 +109,7 @@ class Live:
 
     def gradients(self, losses: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """Of the mean of `losses` (one per sample, or a scalar); None for a target it does not depend on."""
-        if not losses.requires_grad:
+        if not (targets and losses.requires_grad):
             return (None,) * len(targets)
         # What torch.autograd.grad(losses, targets, seed, allow_unused=True) calls, without 7 us of checks.
         return _run_backward(
@@ -163,7 +163,7 @@ class Selection:
         spans: runs of the vector that move wholly (neighbours merged): what moments and constants are cut
         into.
         outside: boolean `(d,)`, True where nothing moves; None when everything does.
-        partial: some piece moves only in part, so gradients must be masked.
+        partial: some piece moves only in part (or nothing does at all), so gradients must be masked.
     """
 
     def __init__(self, live: Live, only: Tensor | None) -> None:
@@ -179,7 +179,7 @@ class Selection:
             self.parameters = [live.parameters[i] for i in chosen]
             self.views = [live.views[i] for i in chosen]
             self.spans = [live.spans[i] for i in chosen]
-            self.partial = not all(bool(only[s].all()) for s in self.spans)
+            self.partial = not chosen or not all(bool(only[s].all()) for s in self.spans)
             self.outside = ~only
         self.where = self.spans
         self.spans = _merged(self.spans)

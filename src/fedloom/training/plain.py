@@ -257,7 +257,8 @@ class Objective:
     def _flat(self, each: Tensor, targets: Sequence[Tensor]) -> Tensor:
         grads = _complete(self._live.gradients(each, targets), self._moving)
         out = torch.zeros_like(self._live.vector)
-        torch._foreach_copy_(self._moving.like(out), grads)
+        if grads:
+            torch._foreach_copy_(self._moving.like(out), grads)
         return out
 
 

@@ -62,9 +62,7 @@ class Affine:
     velocity: Velocity | None = None
 
 
-def recognise(
-    step: StepHook | None, carry: Any, extras: Mapping[str, Any], solver: Solver, size: int
-) -> Affine | None:
+def recognise(step: StepHook | None, carry: Any, extras: Mapping[str, Any], solver: Solver, size: int) -> Affine | None:
     """The affine form of one step of this hook under this solver, or None.
 
     Args:
@@ -110,8 +108,7 @@ def with_leaf(tree: Any, path: Path, value: Any) -> Any:
     inner = with_leaf(tree[part], path[1:], value)
     if isinstance(tree, Mapping):
         return {**tree, part: inner}
-    items = [inner if i == part else x for i, x in enumerate(tree)]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return _sequence(tree, [inner if i == part else x for i, x in enumerate(tree)])
 
 
 _FORMS: dict[Any, tuple[Affine | None, StepHook | None]] = {}
@@ -130,13 +127,9 @@ class _Opaque:
     """Something the hook may pass on but not look at (the step number, a matrix, the batch)."""
 
     __slots__ = ()
-    __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __bool__ = __index__ = __int__ = __float__ = (
-        _refuse
-    )
+    __getattr__ = __getitem__ = __call__ = __iter__ = __len__ = __bool__ = __index__ = __int__ = __float__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __floordiv__ = __mod__ = __rmod__ = __rfloordiv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = (
-        _refuse
-    )
+    __floordiv__ = __mod__ = __rmod__ = __rfloordiv__ = __pow__ = __rpow__ = __matmul__ = __rmatmul__ = _refuse
     __neg__ = __pos__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __contains__ = _refuse
     __and__ = __or__ = __xor__ = __invert__ = __round__ = __hash__ = _refuse
 
@@ -212,16 +205,15 @@ class _Objective(_Opaque):
 
 
 # ---------------------------------------------------------------- from symbols to a form
-def _recognise(
-    step: StepHook | None, carry: Any, extras: Mapping[str, Any], solver: SGD, size: int
-) -> Affine | None:
+def _recognise(step: StepHook | None, carry: Any, extras: Mapping[str, Any], solver: SGD, size: int) -> Affine | None:
     w = Symbol({_W: 1.0})
     given = _symbols(carry, ("carry",), size)
     try:
         if step is None:
             direction, returned = Symbol({_G: 1.0}), given
         else:
-            direction, returned = step(w, _Objective(), _Opaque(), given, _symbols(extras, ("extras",), size))
+            # a copy of the containers: a hook may write `carry["t"] = ...`, and that is a change
+            direction, returned = step(w, _Objective(), _Opaque(), _copied(given), _symbols(extras, ("extras",), size))
         if not isinstance(direction, Symbol):
             return None
         moved = dict(_changes(given, returned, ("carry",)))
@@ -275,9 +267,7 @@ def _tidy(terms: dict[Path, float]) -> dict[Path, float]:
 
 
 def _constants(terms: dict[Path, float], *without: Path) -> Terms:
-    return tuple(
-        sorted(((n, c) for n, c in terms.items() if c != 0 and n not in (_W, _G, *without)), key=repr)
-    )
+    return tuple(sorted(((n, c) for n, c in terms.items() if c != 0 and n not in (_W, _G, *without)), key=repr))
 
 
 def _symbols(tree: Any, path: Path, size: int) -> Any:
@@ -289,9 +279,19 @@ def _symbols(tree: Any, path: Path, size: int) -> Any:
     if isinstance(tree, Mapping):
         return {k: _symbols(v, (*path, k), size) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        items = [_symbols(v, (*path, i), size) for i, v in enumerate(tree)]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        return _sequence(tree, [_symbols(v, (*path, i), size) for i, v in enumerate(tree)])
     return tree if isinstance(tree, bool | int | float | str | type(None)) else _Opaque()
+
+
+def _copied(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _copied(v) for k, v in tree.items()}
+    return _sequence(tree, [_copied(v) for v in tree]) if isinstance(tree, list | tuple) else tree
+
+
+def _sequence(like: Any, items: list[Any]) -> Any:
+    """A list, tuple or named tuple, as `like` is."""
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
 
 def _changes(given: Any, returned: Any, path: Path) -> Iterator[tuple[Path, Symbol]]:

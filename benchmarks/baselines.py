@@ -10,8 +10,9 @@ trains: what is timed is the mean of models that all equal the start, or of upda
 
     R1(work).round(work.members(0), work.orders(0))     -> list of tensors, the new global weights
     with R2(work) as pair: pair.round(...)              -> the same, to rounding
-
 """
+
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ class Part:
     def _scaffold(self, client: int, start: Weights, control: Weights, order: Tensor, weight: float) -> None:
         """Option II of the paper: c_i' = c_i - c + (start - trained) / (steps lr)."""
         own = self.variates[client]
-        shift = torch._foreach_sub(control, own)
+        shift = list(torch._foreach_sub(control, own))
         with torch.enable_grad():
             steps = self.local.train(client, start, order, shift)
         torch._foreach_add_(self.sums.model, self.local.params, alpha=weight)
@@ -194,7 +195,8 @@ class R2:
         ]
         self.control: Weights = [torch.zeros_like(w).share_memory_() for w in self.weights]
         variates = [[torch.zeros_like(w).share_memory_() for w in self.weights] for _ in range(_variates(work))]
-        work.x.share_memory_(), work.y.share_memory_()
+        for tensor in (work.x, work.y):
+            tensor.share_memory_()
         spawn = mp.get_context("spawn")
         self.sums: list[Sums] = []
         self.pipes: list[Connection] = []

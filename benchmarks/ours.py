@@ -96,7 +96,8 @@ def method_for(work: Workload) -> fl.Method:
         return {"noop": NoOp, "sum": Sum}[work.method]()
     solver = fl.SGD(lr=work.lr, epochs=work.epochs, batch_size=work.batch)
     options = {"mu": work.mu} if work.method == "fedprox" else {}
-    return fl.method_named(work.method)(cohort=work.cohort or len(work.sizes), solver=solver, **options)
+    method: Any = fl.method_named(work.method)
+    return method(cohort=work.cohort or len(work.sizes), solver=solver, **options)
 
 
 # ------------------------------------------------------------------------------------------ rounds without training

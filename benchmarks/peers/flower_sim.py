@@ -7,6 +7,8 @@ Evaluation is off. A round is timed in the server's strategy, from `configure_tr
 `aggregate_train`.
 """
 
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import os

@@ -8,6 +8,8 @@ round's batch order, since pfl slices batches in order. Evaluation is off but fo
 no timing includes.
 """
 
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import os

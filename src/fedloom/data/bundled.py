@@ -94,7 +94,9 @@ def synthetic(
 
     Client k draws u_k ~ N(0, alpha), B_k ~ N(0, beta); a model W_k (10, 60), b_k (10,) with entries ~ N(u_k, 1); a
     centre v_k (60,) with entries ~ N(B_k, 1); inputs x ~ N(v_k, diag(j^-1.2)); labels argmax(W_k x + b_k). alpha and
-    beta are standard deviations, as in the authors' program; sizes are 50 + lognormal(4, 2). `iid`: one model, centre 0.
+    beta are standard deviations, as in the authors' program; sizes are 50 + lognormal(4, 2).
+
+    `iid`: all clients share one model, and the centre is 0.
     """
     if alpha < 0 or beta < 0 or clients < 1:
         raise ConfigError(f"synthetic needs alpha, beta >= 0 and clients >= 1; given {alpha}, {beta}, {clients}")

@@ -26,7 +26,7 @@ from .convert import as_data, check, codes, label_count, standardised
 from .fields import Data
 from .partitions import Partition, numbers, parse_partition
 from .population import Local, Made, Population, Rows, add_data, qualified, split_sizes
-from .readers import column, read_dataset, read_frame
+from .readers import column, read_dataset, read_frame, read_npz
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -345,11 +345,7 @@ class Federation:
         partition: Partition | str | None,
         options: dict[str, Any],
     ) -> Federation:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name.removesuffix("_train"): file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path.name!r} is not a readable .npz of plain arrays: {error}") from error
+        arrays = {name.removesuffix("_train"): values for name, values in read_npz(path, path.name).items()}
         test = {name.removesuffix("_test"): arrays.pop(name) for name in list(arrays) if name.endswith("_test")}
         if test and "test" not in options:
             options["test"] = test

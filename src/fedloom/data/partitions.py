@@ -437,12 +437,12 @@ _SHIFTS = ("rotation", "noise", "colour")
 
 def rotate(x: Tensor, degrees: Tensor, chunk: int = 4096) -> Tensor:
     """Images `(n, c, h, w)` turned anticlockwise, each by its own angle `(n,)`; corners that turn in are 0.
-    Quarter turns of square images move pixels and are exact; other angles are interpolated bilinearly."""
+    Quarter turns of square images and half turns of any move pixels and are exact; other angles are interpolated bilinearly."""
     out, quarter, square = x.clone(), degrees.remainder(360) / 90, x.shape[-1] == x.shape[-2]
-    exact = (quarter == quarter.round()) & square | (quarter == 0)
+    exact = (quarter == quarter.round()) & (square | (quarter % 2 == 0))
     for turns in (1, 2, 3):
-        rows = exact & (quarter == turns)
-        out[rows] = torch.rot90(x[rows], turns, (-2, -1))
+        if (rows := exact & (quarter == turns)).any():
+            out[rows] = torch.rot90(x[rows], turns, (-2, -1))
     h, w = x.shape[-2:]
     for rows in torch.nonzero(~exact).view(-1).split(chunk):
         if not len(rows):

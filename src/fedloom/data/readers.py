@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,3 +82,16 @@ def column(dataset: Any, name: str, length: int) -> Any:
     if values.dtype == object:
         raise ConfigError(f"column {name!r} holds {type(rows[0]).__name__}; choose a column of numbers, images or text")
     return values
+
+
+def read_npz(file: Any, name: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file (a path or a file object), never unpickling.
+
+    Raises:
+        DataError: it is no such file, is damaged, or holds Python objects.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{name!r} is not a readable .npz of plain arrays: {error}") from error

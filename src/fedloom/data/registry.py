@@ -23,6 +23,7 @@ from ..errors import ConfigError, DataError, unknown
 from .fields import Data
 from .partitions import IID, Partition
 from .population import add_data
+from .readers import read_npz
 
 VARIABLE = "FEDLOOM_DATA"
 
@@ -228,11 +229,7 @@ class Folder:
         return values.reshape(shape)
 
     def npz(self, name: str) -> dict[str, np.ndarray]:
-        try:
-            with np.load(io.BytesIO(self.bytes(name)), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{name!r} in {self.path} cannot be read: {error}") from error
+        return read_npz(io.BytesIO(self.bytes(name)), name)
 
     def frame(self, name: str) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(self.bytes(name)), low_memory=False)

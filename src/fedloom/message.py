@@ -334,7 +334,7 @@ def loads(data: bytes) -> Value:
             return {read(k): read(x) for k, x in v["of"]}
         if kind in _RECORDS:
             cls = _RECORDS[kind]
-            out = cls.__new__(cls)
+            out = object.__new__(cls)
             for k, x in v["of"]:
                 object.__setattr__(out, k, read(x))
             return out

@@ -66,7 +66,7 @@ class Method:
         params = getattr(state, "params", None)
         return {} if params is None else {"params": params}
 
-    async def personalise(self, client: Client, **down: Any) -> Any:
+    async def personalise(self, client: Client, *args: Any, **down: Any) -> Any:
         """This client's own answer: a vector, or a function of a model's inputs. What it writes is dropped."""
         return down["params"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import Tensor
+
 from fedloom.channel.stage import Sender
 from fedloom.client import Ask, Client, Query, settled, suspend
 from fedloom.errors import ClientFailure, Declined, FedloomError
@@ -130,6 +132,7 @@ def answered(plan: Plan, query: Query) -> Any:
     if query.kind == "predict":
         return predict(query.model, query.vector, query.data, query.fn)
     if query.kind == "gradient":
+        assert isinstance(query.vector, Tensor)
         return gradient(query.model, query.vector, query.data)
     totals = evaluate(query.model, query.vector, query.data)
     if query.kind == "sums":

@@ -345,9 +345,9 @@ class Host:
         down: Mapping[str, Any],
     ) -> Evaluation:
         plan, metrics = self.plan, self.plan.task.metrics
-        program = getattr(what, "__self__", None) is not None and not isinstance(what, Tensor)
+        program = None if isinstance(what, Tensor) or getattr(what, "__self__", None) is None else what
         shared = {"test": plan.federation.test, "val": plan.federation.validation}.get(split)
-        if not program and ids is None and shared is not None:
+        if program is None and ids is None and shared is not None:
             totals = evaluate(plan.model, what, shared)
             return Evaluation({k: v for m, t in zip(metrics, totals) for k, v in m.finish(t).items()})
         chosen = panel if ids is None else ids
@@ -355,7 +355,7 @@ class Host:
             Job(
                 -1,
                 id,
-                plan.place(what) if program else "",
+                plan.place(program) if program else "",
                 Message({**down, **(each or {}).get(id, {})} if program else {"answer": what}),
                 (id, self.version, "evaluate", split),
                 self.memory_of(id),

@@ -119,7 +119,7 @@ class FedKSeed(Method):
         return Message(g=by_seed(g), size=by_seed(g.abs().clamp(max=self.clip)), draws=by_seed(torch.ones(tau)))
 
     def round(self, state: FedKSeedState, clients: Clients) -> FedKSeedState:
-        down = {"sums": state.sums} | ({"chance": self.chance(state)} if self.pro else {})
+        down: dict[str, Any] = {"sums": state.sums} | ({"chance": self.chance(state)} if self.pro else {})
         got = clients.sum(self.local, clients.sample(self.cohort), weight=None, **down)
         if got.count == 0:
             return state

@@ -105,8 +105,7 @@ class FedProto(Method):
         return Message(sums=At(labels, sums, size), counts=At(labels, counts.to(z.dtype), size))
 
     def round(self, state: FedProtoState, clients: Clients) -> FedProtoState:
-        down = {"prototypes": state.prototypes, "known": state.known}
-        got = clients.sum(self.local, clients.sample(self.cohort), **down)
+        got = clients.sum(self.local, clients.sample(self.cohort), **self.down(state, 0))
         if got.count == 0:
             return state
         n = got.counts.total

@@ -96,8 +96,9 @@ class Model:
         """The network's output, differentiable in `w`. Statistics are as in evaluation unless this is `model.train()`."""
         skeleton = self._shared.skeleton(self.training)
         tree = self.layout.tree(w)
-        if self.training and self.buffers == "vector":  # a pure function: new statistics are dropped here
-            tree = {n: t.clone() if n in self._shared.statistics else t for n, t in tree.items()}
+        if self.buffers == "vector":  # no gradient moves statistics; a pure function drops new ones
+            for name in self._shared.statistics:
+                tree[name] = tree[name].detach().clone() if self.training else tree[name].detach()
         if self.block is None:
             return functional_call(skeleton, tree, inputs)
         out: Any = inputs

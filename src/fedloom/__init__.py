@@ -13,12 +13,13 @@ from typing import Any
 from . import data as _data
 from .card import Card
 from .client import Client
-from .clients import Clients, Cohort, Evaluation, Replies, Reply
+from .clients import Clients
 from .data import *  # noqa: F403
 from .errors import Declined, FedloomError, FedloomWarning
 from .message import At, Message, once
 from .method import Method, State, catalogue, method_named, register
 from .model import Model, Part
+from .replies import Cohort, Evaluation, Replies, Reply
 from .runs import Experiment, Recipe, Run, resume, run
 from .task import Classification, Metric, NextToken, Regression, Task
 from .timing.world import World

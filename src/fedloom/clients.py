@@ -2,207 +2,24 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .client import Client, Query
 from .data.fields import Data
-from .engines.fold import divided, weighted
 from .errors import ConfigError, DataError
 from .keyed import choose
-from .message import Message, record
+from .message import Message
 from .model import Model
+from .replies import Cohort, Evaluation, Replies, Without
 from .training.request import Training
 
 if TYPE_CHECKING:
     from .runs.host import Host
-
-
-@record
-@dataclass(frozen=True)
-class Reply:
-    """One client's answer, with the fields of its message as attributes (`reply.delta`).
-
-    Attributes:
-        id: who; `n` its training samples; `job` the number of the job.
-        staleness: rounds returned between the job's sending and now.
-        began, time: seconds when it started there and when it arrived.
-        sent: the payload it answers.
-    """
-
-    id: int
-    n: int
-    job: int
-    staleness: int
-    began: float
-    time: float
-    sent: Message
-    message: Message
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "message":
-            raise AttributeError(name)
-        return getattr(self.message, name)
-
-
-@record
-@dataclass(frozen=True)
-class Replies(Sequence[Reply]):
-    """Answers of several clients, in the order they were asked (or arrived).
-
-    `replies.delta` is the stack `(n, ...)` of a field (a list where shapes differ), `replies.ids`, `replies.mean(...)`.
-    """
-
-    items: tuple[Reply, ...] = ()
-
-    @overload
-    def __getitem__(self, index: int) -> Reply: ...
-    @overload
-    def __getitem__(self, index: slice) -> Replies: ...
-    def __getitem__(self, index: int | slice) -> Reply | Replies:
-        return Replies(self.items[index]) if isinstance(index, slice) else self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Reply]:
-        return iter(self.items)
-
-    def __add__(self, other: Iterable[Reply]) -> Replies:
-        return Replies(self.items + tuple(other))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "items":
-            raise AttributeError(name)
-        if not self.items:
-            raise DataError(f"no replies, so no {name!r}: an empty cohort is legal, ask `if replies` first")
-        values = [r.message[name] for r in self.items]
-        if isinstance(values[0], Tensor):
-            same = all(v.shape == values[0].shape for v in values)
-            return torch.stack(values) if same else values
-        return torch.tensor(values) if all(isinstance(v, int | float) for v in values) else values
-
-    @property
-    def ids(self) -> list[int]:
-        return [r.id for r in self.items]
-
-    @property
-    def weights(self) -> Tensor:
-        """Shares of training samples `(n,)`, adding up to 1."""
-        n = torch.tensor([float(r.n) for r in self.items])
-        return n / n.sum()
-
-    def where(self, keep: Callable[[Reply], bool]) -> Replies:
-        """Those that satisfy a condition."""
-        return Replies(tuple(r for r in self.items if keep(r)))
-
-    def sum(self, weight: Callable[[Reply], float] | None = None) -> Message:
-        """`sum_k weight(reply_k) * field_k` for every field (weight 1 by default), and `count`."""
-        if not self.items:
-            return Message(count=0)
-        ordered = sorted(self.items, key=lambda r: r.job)
-        w = [1.0 if weight is None else float(weight(r)) for r in ordered]
-        names = ordered[0].message
-        return Message(
-            {k: weighted([r.message[k] for r in ordered], w) for k in names},
-            count=len(ordered),
-            weight=sum(w),
-        )
-
-    def mean(self, weight: Callable[[Reply], float] | None = None) -> Message:
-        """The weighted mean of every field; by default weighted with training samples."""
-        total = self.sum(weight or (lambda r: float(r.n)))
-        return Message({k: v if k in ("count", "weight") else divided(v, total.weight) for k, v in total.items()})
-
-
-class Cohort(list[int]):
-    """Clients that were drawn, with the law that drew them.
-
-    Attributes:
-        probability: chance of each client to be in it (one number, or by id), None where unknown.
-        expected: expected size under the law.
-        law: "fixed" (without replacement), "poisson", "all", or the policy's name.
-        uses: sums over this very draw so far; privacy is amplified by a draw once, not by each use of it.
-    """
-
-    def __init__(
-        self,
-        ids: Iterable[int],
-        probability: float | Mapping[int, float] | None = None,
-        expected: float | None = None,
-        law: str = "fixed",
-    ) -> None:
-        super().__init__(ids)
-        self.probability, self.law = probability, law
-        self.expected = float(len(self)) if expected is None else expected
-        self.uses = 0
-
-
-class Without(Sequence[int]):
-    """`ids` without a few of them, in O(few): what a million clients less those at work looks like."""
-
-    def __init__(self, ids: Sequence[int], gone: Iterable[int]) -> None:
-        self._ids = ids
-        position = ids.index if not isinstance(ids, range) else (lambda i: (i - ids.start) // ids.step)
-        self._gone = sorted({position(i) for i in gone if i in ids})
-
-    def __len__(self) -> int:
-        return len(self._ids) - len(self._gone)
-
-    def __getitem__(self, k: Any) -> Any:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        if not -len(self) <= k < len(self):
-            raise IndexError(k)
-        k %= len(self)
-        low, high = 0, len(self._gone)
-        while low < high:  # the k-th position that is not gone
-            mid = (low + high) // 2
-            if self._gone[mid] - mid <= k:
-                low = mid + 1
-            else:
-                high = mid
-        return self._ids[k + low]
-
-    def __contains__(self, id: object) -> bool:
-        if id not in self._ids:
-            return False
-        at = self._ids.index(id)  # type: ignore[arg-type]
-        k = bisect.bisect_left(self._gone, at)
-        return not (k < len(self._gone) and self._gone[k] == at)
-
-
-@dataclass(frozen=True)
-class Evaluation(Mapping[str, float]):
-    """Metrics of one view of the result: pooled over samples as a mapping; per client in `clients`."""
-
-    pooled: Mapping[str, float]
-    clients: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> float:
-        return self.pooled[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pooled)
-
-    def __len__(self) -> int:
-        return len(self.pooled)
-
-    def spread(self, name: str, better: int = 1) -> dict[str, float]:
-        """Mean, standard deviation and worst 10 % (mean over the worst tenth of clients) of one metric."""
-        values = sorted((m[name] for m in self.clients.values() if name in m), reverse=better < 0)
-        if not values:
-            return {}
-        worst = values[: max(1, math.ceil(len(values) / 10))]
-        mean = math.fsum(values) / len(values)
-        var = math.fsum((v - mean) ** 2 for v in values) / len(values)
-        return {"mean": mean, "std": math.sqrt(var), "worst10": math.fsum(worst) / len(worst)}
 
 
 class Server(Client):

@@ -17,7 +17,8 @@ from .message import record
 
 if TYPE_CHECKING:
     from .client import Client
-    from .clients import Clients, Evaluation
+    from .clients import Clients
+    from .replies import Evaluation
 
 
 @dataclass_transform(frozen_default=True)

@@ -11,13 +11,14 @@ from torch import Tensor
 from fedloom.channel.ledger import Ledger
 from fedloom.channel.stage import Exchange
 from fedloom.client import Ask, Client, Query
-from fedloom.clients import Clients, Cohort, Evaluation, Replies, Reply
+from fedloom.clients import Clients
 from fedloom.engines.base import Engine, Job, Outcome, Plan
 from fedloom.engines.fold import Fold, divided
 from fedloom.engines.turn import answered
 from fedloom.errors import NotSupported
 from fedloom.keyed import generator
 from fedloom.message import Message, Once, nbytes, opened
+from fedloom.replies import Cohort, Evaluation, Replies, Reply
 from fedloom.timing.dispatch import NEVER, Dispatch, Posted
 from fedloom.training.inference import evaluate
 from fedloom.training.request import Training

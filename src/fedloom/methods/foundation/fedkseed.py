@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fedloom.card import Card
 from fedloom.client import Client
-from fedloom.clients import Clients, Evaluation
+from fedloom.clients import Clients
 from fedloom.keyed import generator
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
 from fedloom.model import Model
+from fedloom.replies import Evaluation
 from fedloom.training import SGD
 
 

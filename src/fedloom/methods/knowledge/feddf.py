@@ -17,9 +17,10 @@ from torch import Tensor
 
 from fedloom.card import Card
 from fedloom.client import Client
-from fedloom.clients import Clients, Evaluation
+from fedloom.clients import Clients
 from fedloom.message import Message
 from fedloom.method import Method, State, register
+from fedloom.replies import Evaluation
 from fedloom.training import SGD, Adam, Solver
 from fedloom.training.distil import match_softened
 

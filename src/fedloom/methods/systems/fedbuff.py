@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fedloom.card import Card
 from fedloom.client import Client
-from fedloom.clients import Clients, Replies
+from fedloom.clients import Clients
 from fedloom.message import Message
 from fedloom.method import Method, State, register
+from fedloom.replies import Replies
 from fedloom.training import SGD, Solver
 
 from .staleness import Staleness, discount

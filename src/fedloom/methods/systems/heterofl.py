@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from fedloom.card import Card
 from fedloom.client import Client
-from fedloom.clients import Clients, Evaluation
+from fedloom.clients import Clients
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
 from fedloom.model import Part
+from fedloom.replies import Evaluation
 from fedloom.training import SGD, Solver
 
 

@@ -13,7 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.channel import Channel, Quantize, RandK, Sender, Sign, Stage, TopK, identity, quantize, rand_k, sign, top_k
+from fedloom.channel import (
+    Channel,
+    Quantize,
+    RandK,
+    Sender,
+    Sign,
+    Sparse,
+    Stage,
+    TopK,
+    identity,
+    quantize,
+    rand_k,
+    sign,
+    top_k,
+)
 from fedloom.channel.compression import pack, unpack
 from fedloom.errors import ConfigError, MessageError, NotSupported
 from fedloom.keyed import generator
@@ -120,6 +134,12 @@ def test_bytes_of_quantised_tensors_counted_by_hand(d: int, bits: int, bucket: i
     assert quantize(normal(d), bits, bucket=bucket).nbytes == size
     assert quantize(normal(d), bits, bucket=2).nbytes == math.ceil(d * bits / 8) + 4 * math.ceil(d / 2)
     assert sign(normal(d)).nbytes == (d + 7) // 8 + 4
+
+
+@pytest.mark.parametrize("place", [[0, 9], [-1, 2]])
+def test_positions_from_afar_are_checked(place: list[int]) -> None:
+    with pytest.raises(MessageError, match="outside"):
+        Sparse(torch.ones(2), torch.tensor(place, dtype=torch.int32), (9,)).dense()
 
 
 # ---------------------------------------------------------------- against NumPy

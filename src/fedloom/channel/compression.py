@@ -164,6 +164,8 @@ class Sparse:
             return torch.arange(d, device=place.device)
         if place.dtype == torch.uint8:
             return unpack(place, 1, d).nonzero().flatten()
+        if not (int(place.min()) >= 0 and int(place.max()) < d):
+            raise MessageError(f"a sparse tensor of {d} entries names a position outside of it")
         return place.to(torch.int64)
 
     def dense(self) -> Tensor:

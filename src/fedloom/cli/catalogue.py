@@ -92,11 +92,11 @@ def data(
     if name is None:
         _list_data(as_json)
         return
-    from fedloom.data.report import heterogeneity
     from fedloom.data.sources import federate
+    from fedloom.runs.skew import described, numbers
 
     federation = federate(name, clients, partition, seed, limit=limit)
-    found = heterogeneity(federation)
+    found = described(federation)
     if report is not None:
         from fedloom.runs.report import write_data_report
 
@@ -106,10 +106,8 @@ def data(
         return
     console = Console()
     console.print(f"[bold]{federation.name}[/]  {len(federation)} clients, {federation.info['partition']}")
-    from fedloom.runs.report import data_numbers
-
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for key, value in data_numbers(found):
+    for key, value in numbers(found):
         table.add_row(f"[dim]{key}[/]", value)
     console.print(table)
     if report is not None:

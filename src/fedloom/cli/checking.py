@@ -34,15 +34,18 @@ def check(
     """
     sys.path.insert(0, os.getcwd())  # a method under development need not be installed
     from fedloom.method import method_named
-    from fedloom.testing import check_method
+    from fedloom.testing import checks
 
     console, failed = Console(), 0
-    for result in check_method(method_named(name)):
-        failed += not result.passed
-        mark = "[dim]skipped[/]" if result.skipped else ("[green]passed[/]" if result.passed else "[red]failed[/]")
-        console.print(f"{mark}  {result.name}")
-        if result.detail:
-            console.print(f"        {result.detail}", markup=False, highlight=False)
+    for one in checks(method_named(name)):
+        try:
+            one()
+        except Exception as error:
+            failed += 1
+            console.print(f"[red]failed[/]  {one.name}")
+            console.print(f"        {type(error).__name__}: {error}", markup=False, highlight=False)
+        else:
+            console.print(f"[green]passed[/]  {one.name}")
     if failed:
         raise typer.Exit(1)
 
@@ -167,5 +170,3 @@ def _writable(folder: Path) -> tuple[bool, str]:
             return True, f"{folder.resolve()} can be written"
     except OSError as e:
         return False, f"{folder.resolve()} cannot be written: {e.strerror}"
-
-

@@ -335,7 +335,6 @@ def _print_table(groups: list[Group]) -> None:
     from fedloom.runs.report import shown, table_columns
 
     columns = table_columns(groups)
-    columns = [c for c in columns if not c.key.endswith(".std")]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("method")
     for column in columns:
@@ -350,7 +349,9 @@ def _print_table(groups: list[Group]) -> None:
 
 
 def _say_where(place: Path, report: bool) -> None:
-    Console(soft_wrap=True).print(f"[dim]{'report' if report else 'run'}[/]  {place / 'report.html' if report else place}")
+    Console(soft_wrap=True).print(
+        f"[dim]{'report' if report else 'run'}[/]  {place / 'report.html' if report else place}"
+    )
 
 
 def _summary(groups: list[Group]) -> dict[str, Any]:
@@ -370,5 +371,3 @@ def _summary(groups: list[Group]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
-
-

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.channel.stage import Channel, Stage
-from fedloom.clients import Evaluation
 from fedloom.data import Federation
 from fedloom.engines import make
 from fedloom.engines.base import Behaviour, Plan
@@ -27,6 +26,7 @@ from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.model import Model
 from fedloom.models import build
+from fedloom.replies import Evaluation
 from fedloom.task import Task
 from fedloom.timing.world import World
 
@@ -468,6 +468,10 @@ class Run:
             return
         from safetensors.torch import save_file
 
+        from .skew import described
+
+        skew = described(self.plan.federation)
+        _replace(self.out / "heterogeneity.json", json.dumps(skew) + "\n")
         _replace(self.out / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         if self.params is not None and self.params.dim() == 1:
             tree = self.plan.model.layout.tree(self.params.detach().cpu())

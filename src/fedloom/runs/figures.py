@@ -26,12 +26,16 @@ AXES = {
     "time": "virtual time (s)",
     "wall": "wall time (s)",
 }
-VIEWS = {"global": "global model", "personal": "each client's own model"}
+VIEWS = {
+    "global": "global model",
+    "local": "global model at the clients",
+    "personal": "each client's own model",
+    "own": "what a client ends with",
+}
+"""Views in words; "own" is a client's own model where a method has one, else the global model."""
 
 
-def curves(
-    groups: Sequence[Group], against: str = "round", view: str = "global", figure: str = ""
-) -> go.Figure:
+def curves(groups: Sequence[Group], against: str = "round", view: str = "global", figure: str = "") -> go.Figure:
     """One figure against rounds, bytes or time: the mean over seeds, and a band from the lowest to the highest.
 
     Args:
@@ -77,7 +81,7 @@ def distribution(groups: Sequence[Group], view: str = "global") -> go.Figure | N
     fig = go.Figure()
     what = ""
     for slot, group in enumerate(groups):
-        held = [c for record in group.records for c in record.clients(view).values()]
+        held = [c for record in group.records for c in record.clients(view)]
         if not held:
             continue
         what = headline(held[0])
@@ -122,15 +126,17 @@ def labels(counts: Sequence[Sequence[int]], names: Sequence[str], clients: Seque
     return fig
 
 
-def sizes(values: Sequence[float]) -> go.Figure:
+def sizes(values: Sequence[float], clients: Sequence[str]) -> go.Figure:
     """Samples per client, largest first: for data without labels."""
+    order = sorted(range(len(values)), key=lambda i: -values[i])
     fig = go.Figure()
     fig.add_bar(
-        x=list(range(1, len(values) + 1)), y=sorted(values, reverse=True), marker={"color": _colour(0)},
-        hovertemplate="%{y} samples<extra></extra>", meta={"slot": 0, "part": "bar"},
+        x=[clients[i] for i in order], y=[values[i] for i in order], marker={"color": _colour(0)},
+        hovertemplate="client %{x}: %{y} samples<extra></extra>", meta={"slot": 0, "part": "bar"},
     )  # fmt: skip
     _style(fig, "client, largest first", "samples")
     fig.update_layout(bargap=0.12)
+    fig.update_xaxes(type="category", showticklabels=len(values) <= 30, showgrid=False)
     return fig
 
 
@@ -168,8 +174,8 @@ def _style(fig: go.Figure, x: str, y: str) -> None:
         template="none", margin={"l": 8, "r": 12, "t": 12, "b": 8}, height=380,
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "Inter, system-ui, sans-serif", "size": 13, "color": "#55524c"},
-        xaxis={"title": {"text": x, "standoff": 10}, **grid},
-        yaxis={"title": {"text": y, "standoff": 10}, **grid},
+        xaxis={"title": {"text": x, "standoff": 10, "font": {"size": 13}}, **grid},
+        yaxis={"title": {"text": y, "standoff": 10, "font": {"size": 13}}, **grid},
         legend={"orientation": "h", "y": 1.08, "x": 0}, hoverlabel={"font": {"size": 12}},
     )  # fmt: skip
 

@@ -275,7 +275,6 @@ def _write(value: Any, name: str) -> Scalar:
     raise ConfigError(f"{name}={value!r} cannot be written as text; a run with it is repeated from Python")
 
 
-
 @dataclass(frozen=True)
 class Setting:
     """One hyperparameter in words: its dotted name, what it takes, and its default ("" where it is required)."""

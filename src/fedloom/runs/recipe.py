@@ -1,7 +1,7 @@
 """A run by names: everything `fedloom run` is told, complete enough to repeat it, as TOML and as objects.
 
-    Recipe(method="fedprox", data="digits", clients=20, set={"mu": 0.1}).experiment(out=Path("runs/a")).run()
-    Recipe.from_toml(Path("runs/a/config.toml")) == the recipe of that run
+Recipe(method="fedprox", data="digits", clients=20, set={"mu": 0.1}).experiment(out=Path("runs/a")).run()
+Recipe.from_toml(Path("runs/a/config.toml")) == the recipe of that run
 """
 
 from __future__ import annotations
@@ -209,9 +209,7 @@ class Recipe(BaseModel):
             evaluate_every=self.evaluate_every,
             per_client=self.per_client,
             out=out,
-            recipe=self.replace(
-                clients=len(federation), partition=str(federation.info["partition"]), model=model
-            ),
+            recipe=self.replace(clients=len(federation), partition=str(federation.info["partition"]), model=model),
             **options,
         )
 

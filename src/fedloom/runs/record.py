@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedloom.errors import ConfigError
+
+from .skew import described
 
 if TYPE_CHECKING:
     from .experiment import Run
@@ -76,10 +79,18 @@ class Record:
             summary=run.summary,
             rows=run.rows,
             config=recipe.complete().to_toml() if recipe else "",
-            heterogeneity=_heterogeneity(run),
+            heterogeneity=described(run.experiment.federation),
             command=recipe.command() if recipe else "",
             place=run.out,
         )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The configuration as a mapping; empty where it is not TOML."""
+        try:
+            return tomllib.loads(self.config)
+        except tomllib.TOMLDecodeError:
+            return {}
 
     @property
     def method(self) -> str:
@@ -119,13 +130,21 @@ class Record:
                 found[name] = float(last[name])
         return found
 
-    def clients(self, view: str) -> dict[str, Mapping[str, float]]:
-        """The last evaluated figures of every client, where the run kept them."""
-        for row in reversed(self.rows):
-            held = row[view].get("clients") if view in views_of(row) else None
-            if held:
-                return {str(k): v if isinstance(v, Mapping) else {headline(row[view]): v} for k, v in held.items()}
-        return {}
+    def clients(self, view: str) -> list[Mapping[str, float]]:
+        """The last kept figures of every client; the view "own" is its own model where there is one, else the global
+        model at the clients. Empty where the run kept none."""
+        for name in ("personal", "local", "global") if view == "own" else (view,):
+            for row in reversed(self.rows):
+                if name in views_of(row) and row[name].get("clients"):
+                    return list(row[name]["clients"].values())
+        return []
+
+
+class Spread(NamedTuple):
+    """A mean over seeds with the sample standard deviation, None for one seed."""
+
+    mean: float
+    std: float | None
 
 
 @dataclass(frozen=True)
@@ -135,8 +154,8 @@ class Group:
     label: str
     records: Sequence[Record] = field(repr=False)
 
-    def final(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation (sample; 0 for one run) over the seeds of every final figure all of them have."""
+    def final(self) -> dict[str, Spread]:
+        """Mean and standard deviation over the seeds of every final figure all of them have."""
         each = [record.final() for record in self.records]
         shared = [name for name in each[0] if all(name in one for one in each)]
         return {name: _spread([one[name] for one in each]) for name in shared}
@@ -196,8 +215,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spread(values: list[float]) -> tuple[float, float]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread(values: list[float]) -> Spread:
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -219,10 +238,6 @@ def _lines(path: Path) -> list[Row]:
             if i < len(lines) - 1:
                 raise ConfigError(f"{path}, line {i + 1} is not JSON") from None
     return rows
-
-
-def _heterogeneity(run: Run) -> Mapping[str, Any] | None:
-    return None
 
 
 def _without_seed(record: Record) -> str:

@@ -18,12 +18,8 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
-from . import figures
-from .record import Group, Record, better, grouped
-
-STATISTICS = ("mean", "worst10", "std")
-BARS = 60
-"""More clients than this are not drawn as bars; every n-th is."""
+from . import figures, skew
+from .record import Group, Record, Spread, better, grouped
 
 
 @dataclass(frozen=True)
@@ -76,45 +72,57 @@ def curves(runs: Iterable[Any]) -> list[go.Figure]:
 
 def render(groups: Sequence[Group], title: str = "") -> str:
     """The page as text."""
-    from plotly.offline import get_plotlyjs
-
     columns = table_columns(groups)
     first = groups[0].records[0]
     seeds = max(len(group.records) for group in groups)
     drawings, choices = _curves(groups)
-    drawings |= _distributions(groups)
-    data = _data(first.heterogeneity)
-    if data:
-        drawings["data"] = figures.as_json(data["figure"])
-    return _template().render(
+    return _page(
+        drawings | _distributions(groups),
+        heterogeneity=first.heterogeneity,
         title=title or _title(groups),
         lede=_lede(groups, columns),
         facts=_facts(first, seeds),
         tiles=_tiles(groups, columns),
         groups=[
-            {"label": g.label, "slot": i, "dash": figures.DASHES[i % len(figures.DASHES)]}
-            for i, g in enumerate(groups)
+            {"label": g.label, "slot": i, "dash": figures.DASHES[i % len(figures.DASHES)]} for i, g in enumerate(groups)
         ],
         choices=choices,
-        distributions=[k.partition("/")[2] for k in drawings if k.startswith("clients/")],
-        views=figures.VIEWS,
         columns=columns,
         lines=_lines(groups, columns),
         seeds=seeds,
-        data=data,
         configs=[(g.label, g.records[0].config) for g in groups if g.records[0].config],
         commands=_commands(groups),
         notes=_notes(groups),
         versions=first.summary.get("versions", {}),
-        date=datetime.now().strftime("%-d %B %Y"),
+    )
+
+
+def write_data_report(heterogeneity: Mapping[str, Any], path: Path, title: str) -> Path:
+    """Write a page about data alone: what `skew.described` says of a federation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_page({}, heterogeneity, title=title), encoding="utf-8")
+    return path
+
+
+def _page(drawings: dict[str, Any], heterogeneity: Mapping[str, Any] | None, **parts: Any) -> str:
+    from plotly.offline import get_plotlyjs
+
+    data = data_section(heterogeneity) if heterogeneity else None
+    if data:
+        drawings["data"] = figures.as_json(data["figure"])
+    themes = {
+        "light": {"slots": figures.LIGHT, "ramp": _ramp(figures.LIGHT_RAMP)},
+        "dark": {"slots": figures.DARK, "ramp": _ramp(figures.DARK_RAMP)},
+    }
+    clients = [key.partition("/")[2] for key in drawings if key.startswith("clients/")]
+    return _template().render(
+        data=data,
+        distributions={view: figures.VIEWS.get(view, view) for view in clients},
+        date=f"{datetime.now():%d %B %Y}".lstrip("0"),
         drawings=_script(drawings),
-        themes=_script(
-            {
-                "light": {"slots": figures.LIGHT, "ramp": _ramp(figures.LIGHT_RAMP)},
-                "dark": {"slots": figures.DARK, "ramp": _ramp(figures.DARK_RAMP)},
-            }
-        ),
+        themes=_script(themes),
         plotly=get_plotlyjs(),
+        **parts,
     )
 
 
@@ -122,35 +130,38 @@ def render(groups: Sequence[Group], title: str = "") -> str:
 
 
 def table_columns(groups: Sequence[Group]) -> list[Column]:
-    """What the table of final figures shows: each view's headline and statistics over clients, bytes, seconds."""
+    """What the table of final figures shows: headlines, statistics over clients, bytes, seconds."""
     finals = [group.final() for group in groups]
-    known = list(dict.fromkeys(key for final in finals for key in final))
+    known = set().union(*finals)
     found: list[Column] = []
-    for view in dict.fromkeys(k.partition(".")[0] for k in known if "." in k):
+    for view in dict.fromkeys(view for g in groups for record in g.records for view in record.views):
         head = next((h for g in groups if (h := figures.headline_of(g, view))), "")
-        for name in (head, *STATISTICS):
+        # over clients, their mean says more than the pooled figure
+        over_clients = f"{view}.mean" in known and view != "global"
+        for name in ("mean", "worst10") if over_clients else (head, "mean", "worst10"):
             if f"{view}.{name}" in known:
                 kind = "share" if figures.is_share(name, head) else "number"
-                sign = -1 if name == "std" else better(head)
-                found.append(Column(f"{view}.{name}", _short(view, name), kind, sign))
+                found.append(Column(f"{view}.{name}", short(view, name), kind, better(head)))
     for key, title, kind in (
         ("bytes_up", "sent up", "bytes"),
         ("bytes_down", "sent down", "bytes"),
+        ("bytes_peers", "between clients", "bytes"),
         ("time", "virtual time", "seconds"),
         ("wall", "wall time", "seconds"),
     ):
-        if any(final.get(key, (0.0, 0.0))[0] for final in finals):
+        if any(key in final and final[key].mean for final in finals):
             found.append(Column(key, title, kind, -1))
     return found
 
 
-def _short(view: str, name: str) -> str:
-    words = {"mean": "client mean", "worst10": "worst 10 %", "std": "spread over clients"}
+def short(view: str, name: str) -> str:
+    """A figure in a few words: `accuracy`, `client mean`, `personal worst 10 %`."""
+    words = {"mean": "mean" if view == "personal" else "client mean", "worst10": "worst 10 %"}
     text = words.get(name, name)
-    return f"{view} {text}" if name not in words else (text if view == "global" else f"{view} {text}")
+    return text if view in ("global", "local") else f"{view} {text}"
 
 
-def shown(column: Column, final: Mapping[str, tuple[float, float]], spread: bool = True) -> str:
+def shown(column: Column, final: Mapping[str, Spread]) -> str:
     """A cell: the mean over seeds, and the standard deviation where there are several."""
     if column.key not in final:
         return "–"
@@ -161,7 +172,7 @@ def shown(column: Column, final: Mapping[str, tuple[float, float]], spread: bool
         return in_seconds(mean)
     scale, digits = (100, 1) if column.kind == "share" else (1, 3)
     unit = " %" if column.kind == "share" else ""
-    return f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if spread and std else "") + unit
+    return f"{scale * mean:.{digits}f}" + ("" if std is None else f" ± {scale * std:.{digits}f}") + unit
 
 
 def in_bytes(n: float) -> str:
@@ -198,9 +209,9 @@ def _lines(groups: Sequence[Group], columns: Sequence[Column]) -> list[dict[str,
     ]
 
 
-def _best(column: Column, finals: Sequence[Mapping[str, tuple[float, float]]]) -> int | None:
+def _best(column: Column, finals: Sequence[Mapping[str, Spread]]) -> int | None:
     """The line with the best mean; None where several share it or only some have it."""
-    values = [final[column.key][0] for final in finals if column.key in final]
+    values = [final[column.key].mean for final in finals if column.key in final]
     if len(values) < len(finals) or column.kind == "seconds":
         return None
     top = max(values, key=lambda v: column.sign * v)
@@ -225,7 +236,7 @@ def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:
     main, finals = columns[0], [group.final() for group in groups]
     ranked = sorted(
         (i for i in range(len(groups)) if main.key in finals[i]),
-        key=lambda i: -main.sign * finals[i][main.key][0],
+        key=lambda i: -main.sign * finals[i][main.key].mean,
     )
     if not ranked:
         return ""
@@ -233,8 +244,8 @@ def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:
     text = f"{groups[first].label} ends at {shown(main, finals[first])} {main.title}"
     if len(ranked) == 1:
         return text + "."
-    gap = abs(finals[first][main.key][0] - finals[ranked[1]][main.key][0])
-    spread = max(finals[i][main.key][1] for i in ranked[:2])
+    gap = abs(finals[first][main.key].mean - finals[ranked[1]][main.key].mean)
+    spread = max(finals[i][main.key].std or 0.0 for i in ranked[:2])
     unit, scale = (" points", 100) if main.kind == "share" else ("", 1)
     text += f", {gap * scale:.{1 if scale == 100 else 3}f}{unit} from {groups[ranked[1]].label}"
     if len(groups[first].records) == 1:
@@ -245,13 +256,11 @@ def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:
 
 
 def _facts(record: Record, seeds: int) -> list[str]:
-    s = record.summary
-    federation = s.get("federation", {})
-    facts = [f"{n} clients" if (n := s.get("clients", federation.get("clients"))) else ""]
-    facts += [str(s.get("partition", federation.get("partition", "")) or "")]
+    s, given = record.summary, record.settings
+    facts = [f"{n} clients" if (n := s.get("clients")) else "", str(given.get("partition", ""))]
+    facts += [str(given.get("model", "")), f"{s['parameters']:,} parameters" if "parameters" in s else ""]
     facts += [f"{s['rounds']} rounds" if "rounds" in s else ""]
     facts += [f"{seeds} seeds" if seeds > 1 else (f"seed {s['seed']}" if "seed" in s else "")]
-    facts += [f"engine {s['engine']}" if "engine" in s else ""]
     return [fact for fact in facts if fact]
 
 
@@ -260,7 +269,7 @@ def _tiles(groups: Sequence[Group], columns: Sequence[Column]) -> list[tuple[str
     if len(groups) > 1:
         return []
     final = groups[0].final()
-    return [(c.title, shown(c, final)) for c in columns if not c.key.endswith(".std")][:6]
+    return [(c.title, shown(c, final)) for c in columns]
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
@@ -284,13 +293,13 @@ def _commands(groups: Sequence[Group]) -> list[str]:
 
 def _curves(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Drawings by "curve/<view>.<figure>/<axis>", and what there is to choose from."""
-    views = list(dict.fromkeys(view for g in groups for record in g.records for view in record.views))
     whats: dict[str, str] = {}
-    for view in views:
+    for view in dict.fromkeys(view for g in groups for record in g.records for view in record.views):
         head = next((h for g in groups if (h := figures.headline_of(g, view))), "")
-        for name in (head, "mean", "worst10", "loss"):
-            if any(len(g.curve(view, name, "round")) > 0 for g in groups):
-                whats.setdefault(f"{view}.{name}", _short(view, name))
+        over_clients = any(len(g.curve(view, "mean", "round")) > 1 for g in groups) and view != "global"
+        for name in ("mean", "worst10") if over_clients else (head, "mean", "worst10", "loss"):
+            if any(len(g.curve(view, name, "round")) > 1 for g in groups):
+                whats.setdefault(f"{view}.{name}", short(view, name))
     axes = {
         name: title
         for name, title in figures.AXES.items()
@@ -301,48 +310,34 @@ def _curves(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
         for what in whats
         for axis in axes
     }
-    short = {"round": "rounds", "bytes": "bytes", "time": "virtual time", "wall": "wall time"}
-    return drawn, {"whats": whats, "axes": {name: short[name] for name in axes}}
+    words = {"round": "rounds", "bytes": "bytes", "time": "virtual time", "wall": "wall time"}
+    return drawn, {"whats": whats, "axes": {name: words[name] for name in axes}}
 
 
 def _distributions(groups: Sequence[Group]) -> dict[str, Any]:
-    found = {}
-    for view in dict.fromkeys(view for g in groups for record in g.records for view in record.views):
-        fig = figures.distribution(groups, view)
-        if fig is not None:
-            found[f"clients/{view}"] = figures.as_json(fig)
-    return found
-
-
-def _data(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return data_section(given) if given else None
+    views = list(dict.fromkeys(view for g in groups for record in g.records for view in record.views))
+    mixed = ["own"] if "personal" in views and len(groups) > 1 else []
+    drawn = {f"clients/{view}": figures.distribution(groups, view) for view in [*mixed, *views]}
+    return {key: figures.as_json(fig) for key, fig in drawn.items() if fig is not None}
 
 
 def data_section(given: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The figure of a heterogeneity report, and its numbers as (name, value) pairs."""
-    counts, sizes, note = given.get("counts"), given.get("sizes"), ""
-    names = given.get("label_names") or [str(k) for k in range(len(counts[0]))] if counts else []
-    if counts:
-        drawn = list(range(0, len(counts), -(-len(counts) // BARS)))
-        if len(drawn) < len(counts):
-            note = f"{len(drawn)} of {len(counts)} clients are drawn."
-        ids = given.get("clients") or list(range(len(counts)))
-        fig = figures.labels([counts[i] for i in drawn], names, [str(ids[i]) for i in drawn])
-    elif sizes:
-        fig = figures.sizes(sizes)
-    else:
+    """The figure of the data's heterogeneity (`skew.described`), its measures, and what a caption needs."""
+    drawn = given.get("drawn") or {}
+    if not drawn.get("sizes"):
         return None
-    ends = {"first": names[0], "last": names[-1]} if names else {}
-    return {"figure": fig, "numbers": data_numbers(given), "note": note, "labels": len(names), **ends}
-
-
-def data_numbers(given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The single numbers of a heterogeneity report, as a reader wants them."""
-    return [
-        (name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
-        for name, value in given.items()
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-    ]
+    labels = drawn.get("labels") or []
+    if labels:
+        fig = figures.labels(drawn["counts"], labels, drawn["clients"])
+    else:
+        fig = figures.sizes(drawn["sizes"], drawn["clients"])
+    total = given.get("clients", len(drawn["sizes"]))
+    return {
+        "figure": fig,
+        "numbers": skew.numbers(given),
+        "labels": labels,
+        "note": f"{len(drawn['sizes'])} of {total} clients." if total > len(drawn["sizes"]) else "",
+    }
 
 
 def _ramp(stops: Sequence[str]) -> list[str]:

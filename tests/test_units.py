@@ -314,7 +314,7 @@ class Pools(nn.Module):
         (Shuffles(), VECTORS, {"b": 5}, {"a": "answers otherwise", "out": "output"}),
         (Fixed(), VECTORS, {"c": 5}, {"a": "fails", "b": "fails", "idle": "no layer was seen", "out": "output"}),
         (Reports(), VECTORS, {"a": 8}, {"b": "output", "out": "output"}),
-        (Pools(), VECTORS, {}, {"a": "mixed", "out": "output"}),
+        (Pools(), VECTORS, {}, {"a": "mixed", "out": "mixed"}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -439,6 +439,16 @@ def test_other_tensors_are_refused():
         FOUND["mixed"].index({"fc.bias": torch.Size([8])}, {"fc": torch.tensor([0])})
     with pytest.raises(ConfigError, match="unknown tensor"):
         narrow(CASES["mixed"][0], {"fc.wait": torch.Size([9])})
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), nn.ReLU()])
+def test_a_module_without_hidden_units_stays_whole(net):
+    units = find_units(net, VECTORS.float())
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+    index, small = units.index(shapes, {})
+    assert units.sizes == {}
+    assert small == shapes
+    assert torch.equal(index, torch.arange(sum(map(math.prod, shapes.values()))))
 
 
 def test_inputs_the_module_does_not_take_are_refused():

@@ -1,15 +1,16 @@
 """How `units` finds tied units: a probe with NaN, then the connected components of what it reached.
 
-Every layer is silenced (it answers zeros) and one output unit of one layer answers NaN. The input positions
-of other layers at which NaN arrives are those this unit reaches. Units and positions are nodes of a graph,
-"reaches" its edges; units in one component arrive somewhere together and can only stay or go together.
+Every layer is silenced (it answers zeros) and some output units of one layer answer NaN. The input positions of other
+layers at which NaN arrives are those these units reach; the units are chosen so that it can be told which one it was.
+Units and positions are nodes of a graph, "reaches" its edges; units in one component arrive somewhere together and can
+only stay or go together.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 
 from fedloom.errors import ConfigError
 
-PROBES = 31
-"""Units probed per forward pass, one per sample; a prime: another axis is hardly taken for the batch."""
+SAMPLES = 31
+"""Marks tried per forward pass, one per sample; a prime: another axis is hardly taken for the batch."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -135,15 +136,15 @@ class Group:
 class Probe:
     """What reaches what in one module.
 
-    Nodes of the graph: the output units of every layer, then the input positions of every layer, then the
-    groups of grouped convolutions, each of which ties what it reads and what it makes.
+    Nodes of the graph: the output units of every layer, then the input positions of every layer, then the module's
+    output, then the groups of grouped convolutions, each of which ties what it reads and what it makes.
     """
 
     roles: dict[str, Role]
     frozen: set[str]
     made: dict[str, range] = field(default_factory=dict)  # layer -> nodes of its output units
     read: dict[str, range] = field(default_factory=dict)  # layer -> nodes of its input positions
-    edges: list[Tensor] = field(default_factory=list)  # each (2, k): unit, position it arrived at
+    exit: int = 0  # the node of the module's output
     reason: dict[int, str] = field(default_factory=dict)  # unit -> why it stays
     whole: dict[str, str] = field(default_factory=dict)  # layer -> why units it makes stay
     component: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))  # of every node
@@ -159,6 +160,7 @@ class Probe:
             probe.made[name] = range(start, start := start + role.makes)
         for name, role in roles.items():
             probe.read[name] = range(start, start := start + role.reads)
+        probe.exit = start
         return probe
 
     @property
@@ -167,54 +169,77 @@ class Probe:
         return sum(len(span) for span in self.made.values())
 
     def run(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Mark every unit of the module in turn, and find out which units are tied."""
+        """Mark the units of the module, see where the marks arrive, and find out which units are tied."""
         module = skeleton(module)
-        walk = _Pass(self, torch.empty(0))
+        walk = _Walk(self)
         for name, layer in module.named_modules():
             if name in self.roles:
                 replace_forward(layer, partial(walk.layer, name, layer.forward))
-        inputs = tuple(repeat(value, PROBES) for value in inputs)
+        inputs = tuple(repeat(value, SAMPLES) for value in inputs)
         with torch.no_grad():
-            for start in range(0, self.count, PROBES):
-                units = torch.arange(start, start + PROBES)
-                walk.units = torch.where(units < self.count, units, -1)
+            for start in range(0, len(walk.marks), SAMPLES):
+                walk.start = start
                 walk.output(module(*inputs))
-        reached = torch.cat([torch.empty(2, 0, dtype=torch.long), *self.edges], 1).unique(dim=1)
-        self._refuse(*reached)
-        self._tie(*reached)
+        unit, place = self._edges(walk)
+        self._refuse(unit, place)
+        self._tie(unit, place)
 
-    def stay(self, units: Tensor, reason: str) -> None:
+    def stay(self, units: Iterable[int], reason: str) -> None:
         """Note why these units cannot be left out; the first reason is kept."""
-        for unit in units.unique().tolist():
-            if unit >= 0:
-                self.reason.setdefault(unit, reason)
+        for unit in units:
+            self.reason.setdefault(unit, reason)
+
+    def _edges(self, walk: _Walk) -> tuple[Tensor, Tensor]:
+        """Which unit arrived at which place, (k,) each, read from the marks seen there.
+
+        A place that one unit of a layer reaches has seen, of every pair of marks, the one with that unit: the second
+        marks spell its number. Where several units of one layer meet, some pair was seen whole.
+        """
+        mark, place = torch.cat(walk.seen, 1).unique(dim=1) if walk.seen else torch.empty(2, 0, dtype=torch.long)
+        units, places, start = [mark[:0]], [mark[:0]], 0
+        for made in self.made.values():
+            bits = _bits(len(made))
+            mine = (mark >= start) & (mark < start + 2 * bits)
+            at, inverse = place[mine].unique(return_inverse=True)
+            power = 1 << (mark[mine] - start) // 2
+            spelled = torch.zeros_like(at).index_add(0, inverse, power * ((mark[mine] - start) % 2))
+            single = torch.zeros_like(at).index_add(0, inverse, power) == (1 << bits) - 1
+            for node in at[~single].tolist():
+                self.stay(made, self._reason_at(node))
+            units.append(made.start + spelled.where(single, 0))  # if not single: all stay, and so does what they meet
+            places.append(at)
+            start += 2 * bits
+        return torch.cat(units), torch.cat(places)
+
+    def _reason_at(self, place: int) -> str:
+        """Why units of one layer that meet at this place stay."""
+        if place == self.exit:
+            return "it reaches the output"
+        return f"its units are mixed on the way to {next(n for n, span in self.read.items() if place in span)!r}"
 
     def _refuse(self, unit: Tensor, place: Tensor) -> None:
         """Find the units that must stay, from the edges (unit, place) of the graph."""
-        maker = torch.repeat_interleave(torch.tensor([len(span) for span in self.made.values()], dtype=torch.long))
-        meeting = place * len(self.made) + maker[unit]
-        _, inverse, times = meeting.unique(return_inverse=True, return_counts=True)
-        mixed = times[inverse] > 1 if len(unit) else torch.empty(0, dtype=torch.bool)
         for name, role in self.roles.items():
             made, read = self.made[name], self.read[name]
-            here = (place >= read.start) & (place < read.stop)
+            feeds = unit[(place >= read.start) & (place < read.stop)].tolist()
             if name in self.frozen:
-                self.stay(torch.arange(made.start, made.stop), "its weights are frozen")
-                self.stay(unit[here], f"it feeds {name!r}, whose weights are frozen")
+                self.stay(made, "its weights are frozen")
+                self.stay(feeds, f"it feeds {name!r}, whose weights are frozen")
             if not role.sized:
-                self.stay(unit[here], f"it feeds {name!r}, which has no weights that could become narrower")
+                self.stay(feeds, f"it feeds {name!r}, which has no weights that could become narrower")
             if role.groups > 1:
                 positions = torch.arange(role.reads)
                 fixed = positions[~torch.isin(read.start + positions, place)] * role.groups // role.reads
                 group = torch.arange(role.makes) * role.groups // role.makes
-                self.stay(made.start + torch.isin(group, fixed).nonzero(), "it reads the input in groups")
-            self.stay(unit[here & mixed], f"its units are mixed on the way to {name!r}")
+                inputs = torch.isin(group, fixed).nonzero().flatten()
+                self.stay((made.start + inputs).tolist(), "it reads the input in groups")
+        self.stay(unit[place == self.exit].tolist(), "it reaches the output")
         units = torch.arange(self.count)
-        self.stay(units[~torch.isin(units, unit)], "no layer was seen to read it")
+        self.stay(units[~torch.isin(units, unit)].tolist(), "no layer was seen to read it")
 
     def _tie(self, unit: Tensor, place: Tensor) -> None:
         """The components of the graph."""
-        nodes = self.count + sum(len(span) for span in self.read.values())
+        nodes = self.exit + 1
         rows, cols = [unit], [place]
         for name, role in self.roles.items():
             if role.groups > 1:
@@ -273,13 +298,29 @@ class Probe:
         return axes
 
 
-@dataclass
-class _Pass:
-    """One forward pass of silenced layers: sample i carries NaN for unit `units[i]` (-1: none)."""
+def _bits(n: int) -> int:
+    """Binary digits needed to write the numbers below n."""
+    return max(1, (n - 1).bit_length()) if n else 0
 
-    probe: Probe
-    units: Tensor
-    empty: dict[tuple[str, torch.Size], Tensor] = field(default_factory=dict)
+
+class _Walk:
+    """Forward passes of silenced layers: sample i carries NaN in the units of mark `start + i`.
+
+    Units are marked by the digits of their numbers, not one at a time: for every layer and binary digit one mark has
+    the units with digit 0, the next those with digit 1. So 512 units need 18 marks.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.start = 0
+        self.marks: list[tuple[str, Tensor]] = []  # layer, truth values (units,)
+        for name, made in probe.made.items():
+            number = torch.arange(len(made))
+            for bit in range(_bits(len(made))):
+                one = (number >> bit) % 2 == 1
+                self.marks += [(name, ~one), (name, one)]
+        self.seen: list[Tensor] = []  # each (2, k): mark, place it was seen at
+        self._zeros: dict[tuple[str, torch.Size], Tensor] = {}
 
     def layer(self, name: str, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Stands in for a forward: notes what arrives, answers zeros and the marks of the layer's own units."""
@@ -289,36 +330,42 @@ class _Pass:
         if not role.makes:
             return x
         key = (name, x.shape)
-        if key not in self.empty:
-            self.empty[key] = torch.zeros_like(forward(torch.zeros_like(x), *args, **kwargs))
-        return self._mark(name, self.empty[key].movedim(role.axis, -1)).movedim(-1, role.axis)
+        if key not in self._zeros:
+            self._zeros[key] = torch.zeros_like(forward(torch.zeros_like(x), *args, **kwargs))
+        return self._mark(name, self._zeros[key].movedim(role.axis, -1)).movedim(-1, role.axis)
+
+    def output(self, outputs: Any) -> None:
+        """Notes what arrives in what the module returns."""
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, Tensor):
+                nan = torch.isnan(leaf)
+                whole = not nan.dim() or len(nan) % SAMPLES
+                rows = nan.any().expand(SAMPLES) if whole else nan.reshape(SAMPLES, -1).any(1)
+                self._note(rows[:, None], self.probe.exit)
 
     def _arrive(self, name: str, nan: Tensor) -> None:
         """nan: (batch, ..., positions); axes may be folded into the batch, as (samples * tokens)."""
-        if nan.shape[0] % PROBES:
-            if nan.any():
-                self.probe.stay(self.units, f"it reaches {name!r} outside of the batch axis")
-            return
-        sample, position = nan.reshape(PROBES, -1, nan.shape[-1]).any(1).nonzero().cpu().T
-        edges = torch.stack([self.units[sample], self.probe.read[name].start + position])
-        self.probe.edges.append(edges[:, edges[0] >= 0])
+        if len(nan) % SAMPLES == 0:
+            self._note(nan.reshape(SAMPLES, -1, nan.shape[-1]).any(1), self.probe.read[name].start)
+        elif nan.any():
+            for maker, _ in self.marks[self.start : self.start + SAMPLES]:
+                self.probe.stay(self.probe.made[maker], f"it reaches {name!r} outside of the batch axis")
+
+    def _note(self, nan: Tensor, first: int) -> None:
+        """nan: (SAMPLES, places), the first place being node `first`."""
+        sample, place = nan.nonzero().cpu().T
+        known = self.start + sample < len(self.marks)
+        self.seen.append(torch.stack([self.start + sample, first + place])[:, known])
 
     def _mark(self, name: str, zeros: Tensor) -> Tensor:
         """zeros: (batch, ..., units)."""
         made = self.probe.made[name]
-        mine = (self.units >= made.start) & (self.units < made.stop)
-        if zeros.shape[0] % PROBES:
-            self.probe.stay(self.units[mine], "its inputs have no batch axis")
+        if len(zeros) % SAMPLES:
+            self.probe.stay(made, "its inputs have no batch axis")
             return zeros
-        marks = torch.zeros(PROBES, len(made))
-        marks[mine, self.units[mine] - made.start] = math.nan
-        marks = marks.to(zeros).repeat_interleave(zeros.shape[0] // PROBES, 0)
+        marks = torch.zeros(SAMPLES, len(made))
+        for sample, (maker, units) in enumerate(self.marks[self.start : self.start + SAMPLES]):
+            if maker == name:
+                marks[sample, units] = math.nan
+        marks = marks.to(zeros).repeat_interleave(len(zeros) // SAMPLES, 0)
         return zeros + marks.view(len(zeros), *[1] * (zeros.dim() - 2), len(made))
-
-    def output(self, outputs: Any) -> None:
-        """Units seen in what the module returns stay."""
-        for leaf in tree_leaves(outputs):
-            if isinstance(leaf, Tensor) and (nan := torch.isnan(leaf)).any():
-                per_sample = leaf.dim() > 0 and leaf.shape[0] % PROBES == 0
-                seen = nan.reshape(PROBES, -1).any(1).cpu() if per_sample else torch.ones(PROBES, dtype=torch.bool)
-                self.probe.stay(self.units[seen], "it reaches the output")

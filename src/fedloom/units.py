@@ -71,7 +71,7 @@ class Units:
             index.append(flat.flatten())
             small[name] = torch.Size(len(positions) for positions in chosen)
             start += math.prod(shape)
-        return torch.cat(index), small
+        return torch.cat(index) if index else torch.empty(0, dtype=torch.long), small
 
     def _stays(self, keep: Mapping[str, Tensor]) -> Tensor:
         """Truth values (units + 1,); the last one, found by -1, is for what always stays."""
@@ -135,12 +135,13 @@ def find_units(module: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Uni
         sizes = {name: len(group.components) for name, group in chosen.items()}
         return Units(sizes, dict(probe.whole), {name: axes.get(name, {}) for name in tensors})
 
-    groups, sound = probe.groups(), []
-    for name, group in groups.items():
-        if (problem := _disagreement(module, inputs, assemble([name]))) is None:
-            sound.append(name)
-        else:
-            probe.keep_whole(group.makers, problem)
+    groups = probe.groups()
+    sound = list(groups)
+    if sound and _disagreement(module, inputs, assemble(sound)):  # rare: find out which groups are to blame
+        for name, group in groups.items():
+            if problem := _disagreement(module, inputs, assemble([name])):
+                probe.keep_whole(group.makers, problem)
+                sound.remove(name)
     return assemble(sound)
 
 

@@ -290,6 +290,7 @@ def test_another_loss_in_a_step():
     check(train_one(request(step=step, extras={"c": 0.3})).vector, theta)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_f_can_be_differentiated_twice():
     """Per-FedAvg's direction, (I - a H) g(w - a g), with the Hessian-vector product by autograd and by torch.func."""
 
@@ -474,6 +475,16 @@ def test_only_nothing_and_only_wrong():
         train_one(request(only=torch.ones(5, dtype=torch.bool)))
     with pytest.raises(ConfigError, match="boolean"):
         train_one(request(only=torch.ones(12)))
+
+
+@pytest.mark.parametrize("which", ONLY)
+def test_only_holds_even_where_numbers_are_not_finite(which):
+    only = ONLY[which]
+    for solver in (SGD(lr=0.1, momentum=0.5), Adam()):
+        extras = {"shift": torch.full((12,), math.nan)}
+        out = train_one(request(step=hooks.shifted, extras=extras, only=only, solver=solver))
+        assert torch.equal(out.vector[~only], torch.from_numpy(THETA0)[~only])
+        assert torch.isnan(out.vector[only]).all()
 
 
 def test_a_mask_changed_in_place_is_a_new_mask():
@@ -723,6 +734,19 @@ def test_dropout_is_keyed_and_leaves_the_generator_alone():
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(a, c)
     assert not torch.equal(a, b)
+
+
+def test_a_teacher_in_evaluation_mode_drops_nothing():
+    model = Model(Dropped(), Classification())
+    teacher = model.initial()
+    answers: list[Tensor] = []
+
+    def loss(model, w, batch, extras):
+        answers.append(model.eval()(extras["teacher"], SAMPLES.x))
+        return model.losses(w, batch)
+
+    train_one(request(model, loss=loss, extras={"teacher": teacher}))
+    assert all(torch.equal(a, model(teacher, SAMPLES.x)) for a in answers)
 
 
 def test_randomness_in_a_hook_is_keyed():

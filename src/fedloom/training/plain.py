@@ -57,8 +57,7 @@ def _train(request: Training) -> Trained:
         vector, carry = _explicit(request, live, moving, track)
     else:
         vector, carry = _fused(request, live, moving, form, track)
-    if moving.outside is not None:
-        vector = torch.where(moving.outside, request.start, vector)
+    moving.restore(vector, request.start)
     return Trained(vector, request.steps, request.solver.lr, carry, track.value())
 
 
@@ -223,8 +222,8 @@ class Objective:
             g = torch.func.grad(lambda u: self._mean(u, loss))(v)
         else:
             (g,) = torch.autograd.grad(self._mean(v, loss), v, create_graph=True)
-        if self._moving.outside is not None:
-            g = g.masked_fill(self._moving.outside, 0.0)
+        if self._moving.inside is not None:
+            g = g * self._moving.inside
         clip = self._request.solver.clip
         return g if clip is None else g * (clip / torch.linalg.vector_norm(g)).clamp(max=1.0)
 
@@ -272,33 +271,25 @@ def _wrapped(v: Tensor) -> bool:
 
 def _mover(solver: Solver, moving: Selection, like: Tensor) -> Callable[[Tensor, Tensor], None]:
     """`move(w, direction)` of a solver, in place, with its own moments; on `(t,)`, without statistics."""
-    outside = None if moving.outside is None else moving.outside[: len(like)]
+    inside = None if moving.inside is None else moving.inside[: len(like)]
     if isinstance(solver, SGD):
-        rule = _sgd(solver, like)
-    elif isinstance(solver, Adam):
-        rule = _adam(solver, like)
-    else:
-        raise NotSupported(
-            f"no local rule for the solver {type(solver).__name__}; there are SGD and Adam. "
-            f"A rule of your own is a step hook: step(w, f, k, carry, extras) -> (direction, carry)"
-        )
-    if outside is None:
-        return rule
-
-    def inside(w: Tensor, direction: Tensor) -> None:
-        before = w.clone()
-        rule(w, direction.masked_fill(outside, 0.0))
-        torch.where(outside, before, w, out=w)
-
-    return inside
+        return _sgd(solver, like, inside)
+    if isinstance(solver, Adam):
+        return _adam(solver, like, inside)
+    raise NotSupported(
+        f"no local rule for the solver {type(solver).__name__}; there are SGD and Adam. "
+        f"A rule of your own is a step hook: step(w, f, k, carry, extras) -> (direction, carry)"
+    )
 
 
-def _sgd(solver: SGD, like: Tensor) -> Callable[[Tensor, Tensor], None]:
+def _sgd(solver: SGD, like: Tensor, inside: Tensor | None) -> Callable[[Tensor, Tensor], None]:
     m = torch.zeros_like(like) if solver.momentum else None
 
     def move(w: Tensor, direction: Tensor) -> None:
         if solver.weight_decay:
             direction = direction.add(w, alpha=solver.weight_decay)
+        if inside is not None:
+            direction = direction * inside
         if m is not None:
             direction = m.mul_(solver.momentum).add_(direction)
         w.add_(direction, alpha=-solver.lr)
@@ -306,15 +297,17 @@ def _sgd(solver: SGD, like: Tensor) -> Callable[[Tensor, Tensor], None]:
     return move
 
 
-def _adam(solver: Adam, like: Tensor) -> Callable[[Tensor, Tensor], None]:
+def _adam(solver: Adam, like: Tensor, inside: Tensor | None) -> Callable[[Tensor, Tensor], None]:
     m, v = torch.zeros_like(like), torch.zeros_like(like)
-    (b1, b2), t = solver.betas, 0
+    (b1, b2), decay, t = solver.betas, solver.lr * solver.weight_decay, 0
 
     def move(w: Tensor, direction: Tensor) -> None:
         nonlocal t
         t += 1
-        if solver.weight_decay:
-            w.mul_(1 - solver.lr * solver.weight_decay)
+        if inside is not None:
+            direction = direction * inside
+        if decay:
+            w.mul_(1 - decay) if inside is None else w.sub_(w * inside, alpha=decay)
         m.lerp_(direction, 1 - b1)
         v.mul_(b2).addcmul_(direction, direction, value=1 - b2)
         scale = v.sqrt().div_(math.sqrt(1 - b2**t)).add_(solver.eps)

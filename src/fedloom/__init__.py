@@ -12,6 +12,7 @@ from typing import Any
 
 from . import data as _data
 from .card import Card
+from .channel import DP, Clip, GaussianNoise, Quantize, RandK, Sign, TopK
 from .client import Client
 from .clients import Clients
 from .data import *  # noqa: F403
@@ -37,6 +38,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "DP", "Clip", "GaussianNoise", "Quantize", "RandK", "Sign", "TopK",
     "SGD", "Adam", "At", "Card", "Classification", "Client", "Clients", "Cohort", "Declined", "Evaluation",
     "Experiment", "FedloomError", "FedloomWarning", "Layout", "Message", "Method", "Metric", "Model", "NextToken",
     "Part", "Recipe", "Regression", "Replies", "Reply", "Run", "Solver", "State", "Task", "World",

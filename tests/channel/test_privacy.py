@@ -186,7 +186,6 @@ def test_numbers_declared_public_travel_as_they_are() -> None:
         ("name", "x"),
         ("counts", torch.arange(3)),
         ("rows", At(torch.tensor([0]), torch.ones(1), 3)),
-        ("base", once(torch.ones(3))),
         ("tree", {"a": [torch.ones(2), 1.0]}),
     ],
 )
@@ -194,6 +193,11 @@ def test_what_would_leave_without_noise_is_refused(field: str, value: Any) -> No
     channel = Channel.of(DP(1.0, 1.0))
     with pytest.raises(NotSupported, match=f"'{field}'.*public="):
         channel.encode(Message(delta=torch.ones(2), **{field: value}), sender())
+
+
+def test_a_once_value_cannot_be_clipped() -> None:
+    with pytest.raises(NotSupported, match="once"):
+        Clip(1.0).encode(Message(delta=torch.ones(2), base=once(torch.ones(3))), sender())
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from fedloom.errors import ConfigError, FedloomWarning, MessageError, MissingExtra, NotSupported
-from fedloom.message import At, Covered, Message, Packed, Value, check_finite, leaves, opened
+from fedloom.message import At, Covered, Message, Once, Packed, Value, check_finite, leaves, opened
 
 from .compression import entries, scaled
 from .stage import Exchange, Sender, Stage, listed
@@ -73,6 +73,8 @@ class Clip(Stage):
         self.only_once(stages)
 
     def encode(self, message: Message, sender: Sender) -> Message:
+        if any(isinstance(leaf, Once) for leaf in _parts(message)):
+            raise NotSupported("Clip cannot bound a once(...) value in an upload; send the tensor itself")
         norm = norm_of(message)
         sender.notes.update({"norm": norm, "clipped": float(norm > self.norm)})
         if norm <= self.norm:

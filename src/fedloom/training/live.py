@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 class Live:
     """A copy of a network in training mode whose parameters and statistics are views of `vector` `(d,)`.
 
-    One per thread, model, dtype and device (`live_of`). Loading a client's start is one copy, its result
-    another.
+    One per thread, model, dtype and device (`live_of`). Loading a client's start is one copy, its result another.
 
     Attributes:
         module: the copy; frozen parameters are shared with the original.
-        vector: all weights; `moving` `(t,)` those gradients move, `statistics` `(d - t,)` those forward
-        passes write.
+        vector: all weights; `moving` `(t,)` those gradients move, `statistics` `(d - t,)` those forward passes write.
         parameters: the module's trainable parameters; `views` the same memory as plain tensors.
-        token: the same memory as a leaf of autograd: a loss hook's `w`, for terms such as `(w -
-        anchor).square()`.
+        token: the same memory as a leaf of autograd: a loss hook's `w`, for terms such as `(w - anchor).square()`.
     """
 
     def __init__(self, model: Model, like: Tensor) -> None:
@@ -159,17 +156,16 @@ class Selection:
     """The pieces `only` lets move.
 
     Attributes:
-        parameters, views: of the pieces that move, wholly or in part.
-        spans: runs of the vector that move wholly (neighbours merged): what moments and constants are cut
-        into.
+        parameters, views, places: of the pieces that move, wholly or in part; `places` are spans of the vector.
+        runs: the places with neighbours merged: what moments and constants are cut into.
         inside: `(d,)`, 1 where something moves and 0 elsewhere; None when everything does. (A product: filling by a
             boolean mask takes 70 times as long.)
         partial: some piece moves only in part (or nothing does at all), so gradients must be masked.
     """
 
     def __init__(self, live: Live, only: Tensor | None) -> None:
-        self.parameters, self.views, self.spans = live.parameters, live.views, live.spans
-        self.partial, self.inside, self._still = False, None, None
+        self.parameters, self.views, self.places = live.parameters, live.views, live.spans
+        self.partial, self.inside, self._still = not live.views, None, None
         if only is not None:
             if only.dtype != torch.bool or only.shape != live.vector.shape:
                 raise ConfigError(
@@ -179,11 +175,10 @@ class Selection:
             chosen = [i for i, s in enumerate(live.spans) if bool(only[s].any())]
             self.parameters = [live.parameters[i] for i in chosen]
             self.views = [live.views[i] for i in chosen]
-            self.spans = [live.spans[i] for i in chosen]
-            self.partial = not chosen or not all(bool(only[s].all()) for s in self.spans)
+            self.places = [live.spans[i] for i in chosen]
+            self.partial = not chosen or not all(bool(only[s].all()) for s in self.places)
             self.inside, self._still = only.to(live.vector), (~only).nonzero().flatten()
-        self.where = self.spans
-        self.spans = _merged(self.spans)
+        self.runs = _merged(self.places)
 
     def restore(self, vector: Tensor, start: Tensor) -> None:
         """Entries that must not move, bit for bit (a gradient that is not finite, or statistics, may have)."""
@@ -192,11 +187,11 @@ class Selection:
 
     def cut(self, vector: Tensor) -> list[Tensor]:
         """The moving runs of a vector, as views."""
-        return [vector[s] for s in self.spans]
+        return [vector[s] for s in self.runs]
 
     def like(self, vector: Tensor) -> list[Tensor]:
         """The moving pieces of a vector, shaped as the parameters, as views."""
-        return [vector[s].view(v.shape) for s, v in zip(self.where, self.views)]
+        return [vector[s].view(v.shape) for s, v in zip(self.places, self.views)]
 
 
 def _merged(spans: Sequence[slice]) -> list[slice]:

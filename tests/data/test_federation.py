@@ -32,12 +32,14 @@ def rows_of(data: Data | None) -> list[int]:
 @given(n=st.integers(0, 500), val=st.floats(0, 0.5), test=st.floats(0, 0.49))
 def test_split_sizes_add_up_and_leave_something_to_train_on(n, val, test):
     train, vals, tests = split_sizes(n, val, test)
-    assert train + vals + tests == n and min(train, vals, tests) >= 0
+    assert train + vals + tests == n
+    assert min(train, vals, tests) >= 0
     assert train >= 1 or n == 0
     arrays = split_sizes(np.array([n, n]), val, test)
     assert [int(a[1]) for a in arrays] == [train, vals, tests]
     if n * (1 - val - test) >= 2:
-        assert abs(tests - n * test) <= 0.5 and abs(vals - n * val) <= 0.5
+        assert abs(tests - n * test) <= 0.5
+        assert abs(vals - n * val) <= 0.5
 
 
 @settings(max_examples=30, deadline=None)
@@ -70,7 +72,9 @@ def test_locals_are_views_of_one_table():
     assert table is not None
     for i in (0, 4, 9):
         local = fed.local(i)
-        assert isinstance(local, Local) and local.train is local and local.base is table
+        assert isinstance(local, Local)
+        assert local.train is local
+        assert local.base is table
         for part in (local, local.val, local.test):
             assert part.base is table
             assert part.x.untyped_storage().data_ptr() == table.x.untyped_storage().data_ptr()
@@ -97,21 +101,25 @@ def test_ordered_clients_test_on_their_latest_samples():
         order = rows_of(local) + rows_of(local.val) + rows_of(local.test)
         assert order == sorted(order)
         held = [r for r in rows_of(fed.test) if r % 5 == i]
-        assert len(held) == 4 and min(held) > max(order)
+        assert len(held) == 4
+        assert min(held) > max(order)
 
 
 def test_hold_outs_take_an_equal_share_of_every_group_and_empty_none():
     x, y = numbered(101)
     groups = np.where(np.arange(101) < 100, "big", "one")
     fed = Federation.from_arrays(x, y, partition="natural", groups=groups, test=0.5)
-    assert fed.names == ("big", "one") and fed.size(1) == 1 and len(fed.test or ()) == 50
+    assert fed.names == ("big", "one")
+    assert fed.size(1) == 1
+    assert len(fed.test or ()) == 50
 
 
 def test_a_group_can_be_the_test_set():
     x, y = numbered(90)
     groups = np.array(["art", "photo", "sketch"]).repeat(30)
     fed = Federation.from_arrays(x, y, partition="domains", groups=groups, test="photo")
-    assert rows_of(fed.test) == list(range(30, 60)) and fed.names == ("art", "sketch")
+    assert rows_of(fed.test) == list(range(30, 60))
+    assert fed.names == ("art", "sketch")
     with pytest.raises(ConfigError, match="names no group; groups: art, photo, sketch"):
         Federation.from_arrays(x, y, partition="domains", groups=groups, test="painting")
 
@@ -145,9 +153,13 @@ def test_a_million_generated_clients_cost_nothing():
     fed.sizes([5, 900_000])
     used = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert len(fed) == 1_000_000 and fed.nbytes == 0
-    assert built < 20_000 and used - built < 200_000
-    assert len(local) == 40 and len(local.test) == 10 and float(local.x.min()) == 999_999
+    assert len(fed) == 1_000_000
+    assert fed.nbytes == 0
+    assert built < 20_000
+    assert used - built < 200_000
+    assert len(local) == 40
+    assert len(local.test) == 10
+    assert float(local.x.min()) == 999_999
 
 
 def test_a_million_stored_clients_cost_eight_bytes_each():
@@ -161,9 +173,12 @@ def test_a_million_stored_clients_cost_eight_bytes_each():
         fed.local(i)
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert fed.nbytes <= 8 * (n + 1) and built <= 16 * n and peak <= 64 * n
+    assert fed.nbytes <= 8 * (n + 1)
+    assert built <= 16 * n
+    assert peak <= 64 * n
     assert after - built < 10_000  # nothing stays of the clients that were looked at
-    assert fed.table is not None and fed.table.x.data_ptr() == table.x.data_ptr()  # nothing was copied
+    assert fed.table is not None
+    assert fed.table.x.data_ptr() == table.x.data_ptr()
 
 
 def test_generated_clients_keep_few_and_are_checked():
@@ -185,7 +200,8 @@ def test_generated_clients_keep_few_and_are_checked():
 def test_generated_clients_may_differ_in_size_and_shape():
     sizes = [1, 5, 0, 40]
     fed = Federation.generated(4, sizes, lambda i: torch.zeros(sizes[i], i + 1), val=0.1)
-    assert fed.sizes().tolist() == [1, 4 - 1, 0, 28] and fed.local(3).x.shape == (28, 4)
+    assert fed.sizes().tolist() == [1, 4 - 1, 0, 28]
+    assert fed.local(3).x.shape == (28, 4)
     assert Federation.generated(3, lambda id: id + 1, lambda id: torch.zeros(id + 1, 2)).sizes().tolist() == [1, 2, 2]
     with pytest.raises(DataError, match="1 of 3 client sizes are negative"):
         Federation.generated(3, [1, -1, 2], lambda i: torch.zeros(1, 1))
@@ -218,7 +234,8 @@ def test_clients_that_are_given_keep_their_data_and_names():
     x, y = numbered(30)
     given_ = {"north": (x[:10], y[:10]), "south": Data(x=x[10:12], y=y[10:12]), "east": {"x": x[12:], "y": y[12:]}}
     fed = Federation.from_clients(given_, client_test=0.5)
-    assert fed.names == ("north", "south", "east") and fed.sizes().tolist() == [5, 1, 9]
+    assert fed.names == ("north", "south", "east")
+    assert fed.sizes().tolist() == [5, 1, 9]
     assert sorted(rows_of(fed.local(1)) + rows_of(fed.local(1).test)) == [10, 11]
     assert Federation.from_clients([(x, y), (x, y)]).names is None
     ordered = Federation.from_clients([(x, y)], ordered=True)
@@ -226,7 +243,7 @@ def test_clients_that_are_given_keep_their_data_and_names():
     with pytest.raises(DataError, match="client 1: no samples"):
         Federation.from_clients([(x, y), (x[:0], y[:0])])
     assert Federation.from_clients([(x, y), (x[:0], y[:0])], empty=True).info["empty_clients"] == 1
-    with pytest.raises(DataError, match="client 1.*generated"):
+    with pytest.raises(DataError, match=r"client 1.*generated"):
         Federation.from_clients([(x, y), (torch.zeros(4, 2), y[:4])])
 
 
@@ -234,7 +251,8 @@ def test_pytorch_datasets():
     x, y = numbered(40)
     a = Federation.from_torch(TensorDataset(x, y), 5, test=TensorDataset(x[:4], y[:4]), seed=1)
     b = Federation.from_arrays(x, y, 5, test=(x[:4], y[:4]), seed=1)
-    assert a.sha256 == b.sha256 and a.name == "TensorDataset"
+    assert a.sha256 == b.sha256
+    assert a.name == "TensorDataset"
 
     class Images(Dataset):
         def __len__(self):
@@ -244,7 +262,9 @@ def test_pytorch_datasets():
             return np.full((4, 4, 3), i, dtype=np.uint8), i % 3
 
     fed = Federation.from_torch(Images(), 3)
-    assert fed.table is not None and fed.table.x.shape == (12, 4, 4, 3) and fed.classes == 3
+    assert fed.table is not None
+    assert fed.table.x.shape == (12, 4, 4, 3)
+    assert fed.classes == 3
     assert float(fed.table.x.max()) == pytest.approx(11 / 255)
     three = TensorDataset(x, y, y)
     with pytest.raises(ConfigError, match="3 parts"):
@@ -269,13 +289,17 @@ def test_frames_are_standardised_with_train_samples_alone():
     f = frame()
     f.loc[0, "age"] = 1e6  # an outlier that must not leak if it is in no train part
     fed = Federation.from_pandas(f, "ill", "ward", seed=0, test=f.iloc[:10])
-    assert fed.names == ("east", "west") and fed.info["columns"] == ["age", "visits", "kind=a", "kind=b", "kind=c"]
+    assert fed.names == ("east", "west")
+    assert fed.info["columns"] == ["age", "visits", "kind=a", "kind=b", "kind=c"]
     train = torch.cat([fed.local(i).x for i in range(2)])
-    assert train[:, :2].mean(0).abs().max() < 1e-5 and (train[:, :2].std(0, correction=0) - 1).abs().max() < 1e-5
-    assert fed.info["labels"] == ["no", "yes"] and fed.classes == 2
+    assert train[:, :2].mean(0).abs().max() < 1e-5
+    assert (train[:, :2].std(0, correction=0) - 1).abs().max() < 1e-5
+    assert fed.info["labels"] == ["no", "yes"]
+    assert fed.classes == 2
     everyone = torch.cat([fed.local(i).test.x for i in range(2)] + [train])
     assert everyone[:, :2].mean(0).abs().max() > 1e-4
-    assert fed.test is not None and fed.test.x.shape == (10, 5)
+    assert fed.test is not None
+    assert fed.test.x.shape == (10, 5)
 
 
 def test_frames_guess_the_task_and_keep_columns():
@@ -285,7 +309,8 @@ def test_frames_guess_the_task_and_keep_columns():
     assert Federation.from_pandas(f, "visits", clients=3, task="regression").classes is None
     kept = Federation.from_pandas(f, "ill", clients=3, keep=["kind"], drop=["kind"], categorical=["visits"])
     assert kept.examples(5).kind.dtype == torch.int64
-    assert "visits=0" in kept.info["columns"] and "kind=a" not in kept.info["columns"]
+    assert "visits=0" in kept.info["columns"]
+    assert "kind=a" not in kept.info["columns"]
 
 
 def test_missing_numbers_are_an_error_until_asked_for():
@@ -295,7 +320,8 @@ def test_missing_numbers_are_an_error_until_asked_for():
     with pytest.raises(DataError, match=r"2 missing numbers, by column: \{'age': 2\}; missing=\"mean\""):
         Federation.from_pandas(f, "ill", clients=3)
     fed = Federation.from_pandas(f, "ill", clients=3, missing="mean", client_test=0.0)
-    assert fed.table is not None and int((fed.table.x[:, 0] == 0).sum()) == 2
+    assert fed.table is not None
+    assert int((fed.table.x[:, 0] == 0).sum()) == 2
     assert "kind=missing" in fed.info["columns"]
     f.loc[6, "age"] = np.inf
     with pytest.raises(DataError, match="1 infinite numbers"):
@@ -303,7 +329,7 @@ def test_missing_numbers_are_an_error_until_asked_for():
     f.loc[7, "ill"] = None
     with pytest.raises(DataError, match="'ill' is missing in 1 rows"):
         Federation.from_pandas(f.drop(columns="age"), "ill", clients=3)
-    with pytest.raises(ConfigError, match="unknown column 'wart'.*'ward'"):
+    with pytest.raises(ConfigError, match=r"unknown column 'wart'.*'ward'"):
         Federation.from_pandas(f, "ill", "wart")
     with pytest.raises(DataError, match="labels are none of"):
         Federation.from_pandas(frame(), "ill", clients=3, test=frame().assign(ill="maybe"))
@@ -316,12 +342,16 @@ def test_files(tmp_path):
     expected = Federation.from_pandas(f, "ill", "ward")
     for name in ("wards.csv", "wards.csv.gz"):
         fed = Federation.from_file(tmp_path / name, "ill", "ward")
-        assert fed.name == "wards" and fed.names == expected.names
-        assert fed.table is not None and torch.allclose(fed.table.x, expected.table.x, atol=1e-5)
+        assert fed.name == "wards"
+        assert fed.names == expected.names
+        assert fed.table is not None
+        assert torch.allclose(fed.table.x, expected.table.x, atol=1e-5)
     x, y = (t.numpy() for t in numbered(30))
     np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6], who=np.arange(30) % 3)
     fed = Federation.from_file(tmp_path / "a.npz", group="who")
-    assert len(fed) == 3 and len(fed.test or ()) == 6 and set(fed.examples(1)) == {"x", "y"}
+    assert len(fed) == 3
+    assert len(fed.test or ()) == 6
+    assert set(fed.examples(1)) == {"x", "y"}
     with pytest.raises(DataError, match="no array 'whom'"):
         Federation.from_file(tmp_path / "a.npz", group="whom")
     with pytest.raises(DataError, match="no file"):
@@ -353,7 +383,9 @@ def test_huggingface_datasets():
     fed = Federation.from_huggingface(
         made, partition="natural", x="text", y="label", group="who", length=4, test=made, client_test=0.0
     )
-    assert fed.names == ("p", "q") and fed.classes == 3 and len(fed.test) == 12
+    assert fed.names == ("p", "q")
+    assert fed.classes == 3
+    assert len(fed.test) == 12
     assert fed.test.x[:3].tolist() == [[97, 98, 0, 0], [99, 0, 0, 0], [100, 0xC3, 0xA9, 102]]
     with pytest.raises(ConfigError, match="unknown column 'txt'"):
         Federation.from_huggingface(made, 2, x="txt")
@@ -363,7 +395,8 @@ def test_standardise_leaves_out_what_is_not_train():
     x = torch.cat([torch.randn(100, 2) * torch.tensor([3.0, 0.0]) + 5, torch.full((1, 2), 1e6)])
     fed = Federation.from_arrays(x, clients=4, standardise=True, ordered=True, partition="iid")
     train = torch.cat([fed.local(i).x for i in range(4)])
-    assert train.mean(0).abs().max() < 1e-4 and abs(float(train[:, 0].std(correction=0)) - 1) < 1e-4
+    assert train.mean(0).abs().max() < 1e-4
+    assert abs(float(train[:, 0].std(correction=0)) - 1) < 1e-4
     assert torch.equal(train[:, 1], torch.zeros(len(train)))  # constant: shifted only
     with pytest.raises(DataError, match="columns of a table"):
         Federation.from_arrays(torch.randn(10, 2, 2), clients=2, standardise=True)
@@ -451,9 +484,11 @@ def test_clients_that_do_not_exist():
 def test_empty_clients_are_legal_where_the_partition_says_so():
     fed = Federation.from_arrays(X, Y, 30, Dirichlet(0.01, least=0), seed=1)
     empty = fed.info["empty_clients"]
-    assert empty > 0 and empty == sum(fed.size(i) == 0 for i in range(30))
+    assert empty > 0
+    assert empty == sum(fed.size(i) == 0 for i in range(30))
     i = int(np.flatnonzero(fed.sizes() == 0)[0])
-    assert len(fed.local(i)) == len(fed.local(i).test) == 0 and fed.local(i).x.shape == (0, 1)
+    assert len(fed.local(i)) == len(fed.local(i).test) == 0
+    assert fed.local(i).x.shape == (0, 1)
     assert len(fed.examples(3)) >= 1
 
 
@@ -475,7 +510,8 @@ def test_types_are_what_models_take():
     kinds = {name: t.dtype for name, t in fed.examples(1).items()}
     assert kinds == {"x": torch.float32, "y": torch.int64, "mask": torch.bool, "w": torch.float64}
     pixels = Federation.from_arrays(np.full((4, 1, 2, 2), 255, np.uint8), [True, False] * 2, 2)
-    assert float(pixels.examples(1).x.max()) == 1.0 and pixels.classes == 2
+    assert float(pixels.examples(1).x.max()) == 1.0
+    assert pixels.classes == 2
     assert Federation.from_arrays(np.zeros((4, 9), np.uint8), clients=2).examples(1).x.dtype == torch.int64
 
 
@@ -484,7 +520,9 @@ def test_pickling_a_client_takes_its_rows_alone():
     fed = Federation.from_arrays(x, torch.zeros(10_000, dtype=torch.int64), 1000, val=0.1)
     sent = pickle.dumps(fed.local(3))
     again = pickle.loads(sent)
-    assert len(sent) < 5_000 and torch.equal(again.x, fed.local(3).x) and torch.equal(again.test.x, fed.local(3).test.x)
+    assert len(sent) < 5_000
+    assert torch.equal(again.x, fed.local(3).x)
+    assert torch.equal(again.test.x, fed.local(3).test.x)
     assert len(pickle.dumps(fed.local(3).test)) < 5_000
     assert pickle.loads(pickle.dumps(fed)).sha256 == fed.sha256
 
@@ -492,4 +530,6 @@ def test_pickling_a_client_takes_its_rows_alone():
 def test_moving_keeps_what_it_is():
     fed = Federation.from_arrays(X, Y, 4, test=0.1)
     moved = fed.to("cpu")
-    assert moved.sha256 == fed.sha256 and moved.info == fed.info and len(moved) == 4
+    assert moved.sha256 == fed.sha256
+    assert moved.info == fed.info
+    assert len(moved) == 4

@@ -153,9 +153,10 @@ class Federation:
             if "x" not in whole or whole["x"].dim() != 2:
                 raise DataError("standardise=True scales the columns of a table `x` (n, d); this data has none")
             columns = torch.arange(whole["x"].shape[1])
+        group, group_names = (None, ()) if groups is None else codes(groups)
         return cls.assemble(
-            whole, columns, clients=clients, partition=partition, groups=groups, test=test, public=public,
-            validation=validation, val=val, client_test=client_test, seed=seed, name=name, classes=classes,
+            whole, columns, clients=clients, partition=partition, group=group, group_names=group_names, test=test,
+            public=public, validation=validation, val=val, client_test=client_test, seed=seed, name=name, classes=classes,
             ordered=ordered, info=info,
         )  # fmt: skip
 
@@ -167,7 +168,8 @@ class Federation:
         *,
         clients: int | None,
         partition: Partition | str,
-        groups: Any,
+        group: Tensor | None,
+        group_names: tuple[str, ...],
         val: float,
         client_test: float,
         seed: int,
@@ -179,11 +181,10 @@ class Federation:
     ) -> Federation:
         """The one road from samples to clients: hold out, partition, put in client order, change, scale, check.
 
-        Arguments as in `from_data`; `columns` of `x` (int64 positions, or None) are scaled by mean and standard
-        deviation of all TRAIN samples, where NaN counts as the mean.
+        Arguments as in `from_data`; `group` holds indices of `group_names`; `columns` of `x` (int64 positions, or
+        None) are scaled by mean and standard deviation of all TRAIN samples, where NaN counts as the mean.
         """
         partition = parse_partition(partition)
-        group, group_names = (None, ()) if groups is None else codes(groups)
         if group is not None and len(group) != len(whole):
             raise DataError(f"{name}: {len(group)} groups for {len(whole)} samples; one group per sample")
         left, held = hold_out(whole, shared, group, group_names, seed, ordered)
@@ -291,6 +292,7 @@ class Federation:
         from .frames import Encoding
 
         encoding = Encoding.of(frame, target, group, task, categorical, keep, drop, missing)
+        group_of, names = (None, ()) if group is None else codes(frame[group])
         shared: dict[str, Any] = {"test": test, "public": public, "validation": validation}
         for key, part in shared.items():
             if isinstance(part, pd.DataFrame):
@@ -300,7 +302,8 @@ class Federation:
             encoding.numeric_columns,
             clients=clients,
             partition=partition or ("iid" if group is None else "natural"),
-            groups=None if group is None else frame[group].astype(str).to_numpy(),
+            group=group_of,
+            group_names=names,
             val=val,
             client_test=client_test,
             seed=seed,

@@ -437,7 +437,7 @@ _SHIFTS = ("rotation", "noise", "colour")
 
 def rotate(x: Tensor, degrees: Tensor, chunk: int = 4096) -> Tensor:
     """Images `(n, c, h, w)` turned anticlockwise, each by its own angle `(n,)`; corners that turn in are 0.
-    Quarter turns of square images and half turns of any move pixels and are exact; other angles are interpolated bilinearly."""
+    Quarter turns of square images and half turns of any are exact; other angles are interpolated bilinearly."""
     out, quarter, square = x.clone(), degrees.remainder(360) / 90, x.shape[-1] == x.shape[-2]
     exact = (quarter == quarter.round()) & (square | (quarter % 2 == 0))
     for turns in (1, 2, 3):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, DataError, unknown
+from ..errors import ConfigError, unknown
 from . import bundled, folder, tabular, texts
 from .convert import check
 from .federation import Federation
@@ -109,7 +109,8 @@ def federate(
         read.numeric,
         clients=clients,
         partition=wanted,
-        groups=_names(read),
+        group=read.groups,
+        group_names=read.group_names,
         test=test,
         public=public,
         validation=read.validation if validation is None else validation,
@@ -129,12 +130,3 @@ def federate(
             **read.notes,
         },
     )
-
-
-def _names(read: Source) -> Any:
-    """The group names of all samples, or None."""
-    if read.groups is None:
-        return None
-    if len(read.groups) != len(read.train):
-        raise DataError(f"{read.name}: {len(read.groups)} groups for {len(read.train)} samples")
-    return [read.group_names[g] for g in read.groups.tolist()]

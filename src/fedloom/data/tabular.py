@@ -49,7 +49,7 @@ def tabular(
         y = parts[0]["y"]
         notes = {"target_mean": float(y.mean()), "target_std": float(y.std(correction=0))}
         parts = [p.replace(y=(p["y"] - notes["target_mean"]) / notes["target_std"]) for p in parts]
-    groups, names = (None, ()) if group is None else codes(frame[group].astype(str).to_numpy())
+    groups, names = (None, ()) if group is None else codes(frame[group])
     default = Natural() if group else IID() if encoding.labels is None else Dirichlet(0.5)
     return Source(
         name=name,
@@ -170,7 +170,7 @@ def walmart(folder: Folder, seed: int) -> Source:
     """The date becomes the year and the season (sine and cosine of the week); samples stay in time order."""
     frame = folder.frame("walmart_store_sales.csv.gz")
     date = pd.to_datetime(frame["Date"], format="%d-%m-%Y")
-    angle = 2 * np.pi * date.dt.dayofyear / 365.25
+    angle = 2 * np.pi * date.dt.day_of_year / 365.25
     frame = frame.assign(year=date.dt.year, season_sin=np.sin(angle), season_cos=np.cos(angle), when=date)
     frame = frame.sort_values(["Store", "when"], kind="stable")
     table = Table("Weekly_Sales", "Store", "regression", drop=["Date", "when"], ordered=True)

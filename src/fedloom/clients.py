@@ -144,7 +144,7 @@ class Clients:
             raise ConfigError(f"sample({k}): the number of clients is >= 0")
         if k >= n:
             return Cohort(ids, 1.0, float(n), "all")
-        return Cohort([ids[j] for j in choose(n, k, *key)], k / n, float(k))
+        return Cohort([ids[j] for j in choose(n, k, *key)], k / n, float(k), "fixed")
 
     # ------------------------------------------------------------ what the server has
     @property

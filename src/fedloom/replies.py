@@ -119,7 +119,7 @@ class Cohort(list[int]):
     Attributes:
         probability: chance of each client to be in it (one number, or by id), None where unknown.
         expected: expected size under the law.
-        law: "fixed" (without replacement), "poisson", "all", or the policy's name.
+        law: "fixed" (without replacement), "poisson", "all", or "policy": drawn by a rule of its own.
         uses: sums over this very draw so far; privacy is amplified by a draw once, not by each use of it.
     """
 
@@ -128,7 +128,7 @@ class Cohort(list[int]):
         ids: Iterable[int],
         probability: float | Mapping[int, float] | None = None,
         expected: float | None = None,
-        law: str = "fixed",
+        law: str = "policy",
     ) -> None:
         super().__init__(ids)
         self.probability, self.law = probability, law

@@ -34,7 +34,7 @@ class FedAvg(Method):
     """Weighted averaging of locally trained models.
 
     Args:
-        cohort: clients a round (C * K in the paper).
+        cohort: clients a round (C * K in the paper); a float draws each client with that chance (Poisson).
         solver: local work: E epochs of batches of B at step size eta.
         server_lr: step along the mean update; 1 is the paper.
         weight: "samples" (n_i / n, the paper) or "uniform" (for sums whose sensitivity must be bounded).
@@ -53,7 +53,7 @@ class FedAvg(Method):
         claim="several local epochs reach a given accuracy in far fewer rounds than one gradient step a round (FedSGD)",
     )
 
-    cohort: int = 10
+    cohort: int | float = 10
     solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
     server_lr: float = 1.0
     weight: Literal["samples", "uniform"] = "samples"

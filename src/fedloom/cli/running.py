@@ -28,7 +28,12 @@ Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Of everything ra
 Engine = Annotated[str | None, typer.Option("--engine", "-e", help="auto, sequential, stacked, pool or debug. (auto)")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. (cpu)")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64. (float32)")]
-Network = Annotated[str | None, typer.Option("--model", "-m", help="Network, e.g. cnn:width=0.5. (the data's own)")]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Network, e.g. cnn:width=0.5; clients take turns with cnn+mlp:32. (the data's own)"
+    ),
+]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="Hyperparameter name=value; may be repeated.")]
 Val = Annotated[float | None, typer.Option("--val", help="Share of each client's samples that chooses the best round.")]
 Public = Annotated[float | None, typer.Option("--public", help="Share of the samples that everybody holds.")]
@@ -134,7 +139,7 @@ def compare(
       fedloom compare fedprox:mu=0.01 fedprox:mu=1 --set solver.lr=0.05
 
     --set goes to every method; NAME:key=value,key=value sets one. With several seeds, figures are mean ± standard
-    deviation. A finished run found in --out is not run again.
+    deviation. Of an --out that was stopped, finished runs are kept and the others resumed.
     """
     given = _given(locals())
     plans = [_planned(text, recipe, given) for text in methods]
@@ -286,29 +291,37 @@ def _compare(plans: list[tuple[str, Recipe]], seeds: int, place: Path, console: 
             for label, recipe in plans:
                 seeded = recipe.replace(seed=recipe.seed + k)
                 folder = place / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', label)}-seed{seeded.seed}"
-                if not _finished(folder, seeded):
-                    experiment = seeded.experiment(out=folder)
+                experiment = seeded.experiment(out=folder)
+                if not _finished(folder, experiment.recipe):
                     name = label if seeds == 1 else f"{label}, seed {seeded.seed}"
                     experiment.observers = [watch.next(name, seeded.rounds)]
-                    _until_stopped(experiment.run, folder)
+                    begun = (folder / "checkpoints").exists()
+                    _until_stopped(lambda e=experiment, begun=begun: e.run(resume=begun), folder)
                 records[label].append(Record.read(folder))
     return [Group(label, held) for label, held in records.items()]
 
 
-def _finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether this very run is there, whole."""
+def _finished(folder: Path, recipe: Recipe | None) -> bool:
+    """Whether this very run is there, whole.
+
+    Raises:
+        ConfigError: another run is there.
+    """
     from fedloom.runs import Recipe
 
-    if not (folder / "summary.json").exists():
+    if recipe is None or not (folder / "config.toml").exists():
         return False
-    return Recipe.from_toml(folder / "config.toml") == recipe.complete()
+    if Recipe.from_toml(folder / "config.toml").command() != recipe.complete().command():
+        raise ConfigError(f"{folder} holds a run with other options; choose another --out")
+    return (folder / "summary.json").exists()
 
 
 def _until_stopped(work: Any, place: Path) -> Any:
     try:
         return work()
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"stopped. Continue with: fedloom resume {place}", highlight=False)
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"stopped. Continue with: fedloom resume {place}", highlight=False)
         raise typer.Exit(130) from None
 
 

@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     public: float = Field(0.0, ge=0, lt=1, description="share of all samples that everybody holds")
     validation: float = Field(0.0, ge=0, lt=1, description="share of all samples that the server holds")
     limit: int | None = Field(None, ge=1, description="train samples kept, at random; none: all")
-    model: str | None = Field(None, description="network: cnn:width=0.5; none: the data's own")
+    model: str | None = Field(None, description="network, or several in turn: cnn+mlp:32")
     rounds: int = Field(50, ge=1)
     cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")
     seed: int = 0
@@ -194,9 +194,10 @@ class Recipe(BaseModel):
             raise unknown("dtype", self.dtype, dtypes)
         federation = self.federation()
         model = self.model or network_for(federation)
+        several = {spec: spec for spec in model.split("+")}
         return Experiment(
             method,
-            task_for(federation.info["task"], model=model),
+            task_for(federation.info["task"], model=several if len(several) > 1 else model),
             federation,
             rounds=self.rounds,
             seed=self.seed,

@@ -1,0 +1,181 @@
+"""Commands as a user types them: what is on stdout, what on stderr, which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedloom.cli import main
+from fedloom.cli.running import split_method
+
+QUICK = ["--data", "digits", "--clients", "8", "--rounds", "3", "--engine", "sequential", "--limit", "200"]
+
+
+def ran(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command line."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    out, err = capsys.readouterr()
+    code = end.value.code
+    return code if isinstance(code, int) else 0, out, err
+
+
+def test_a_run_prints_its_summary_alone_and_leaves_a_folder(capsys, tmp_path: Path):
+    out = tmp_path / "one"
+    code, printed, _ = ran(capsys, "run", "fedavg", *QUICK, "--set", "solver.lr=0.05", "--json", "-o", str(out))
+    summary = json.loads(printed)
+    assert code == 0
+    assert summary["method"] == "fedavg"
+    assert summary["rounds"] == 3
+    assert summary["hyperparameters"]["solver"]["lr"] == 0.05
+    assert summary == json.loads((out / "summary.json").read_text())
+    files = {f.name for f in out.iterdir()}
+    assert files >= {
+        "config.toml", "metrics.jsonl", "summary.json", "heterogeneity.json", "checkpoints", "model.safetensors",
+        "report.html",
+    }  # fmt: skip
+
+
+def test_a_recipe_repeats_the_run_and_the_line_wins_over_it(capsys, tmp_path: Path):
+    first, again, other = tmp_path / "first", tmp_path / "again", tmp_path / "other"
+    ran(capsys, "run", "fedavg", *QUICK, "--no-report", "-o", str(first))
+    ran(capsys, "run", "--recipe", str(first / "config.toml"), "--no-report", "-o", str(again))
+    ran(capsys, "run", "--recipe", str(first / "config.toml"), "--seed", "5", "--no-report", "-o", str(other))
+    weights = [(d / "model.safetensors").read_bytes() for d in (first, again, other)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+    assert not (first / "report.html").exists()
+    code, _, err = ran(capsys, "run", "scaffold", "--recipe", str(first / "config.toml"))
+    assert code == 2
+    assert "fedloom compare fedavg scaffold" in err
+
+
+def test_a_comparison_is_one_table_one_report_and_json(capsys, tmp_path: Path):
+    words = ["compare", "fedavg", "fedprox:mu=1", *QUICK, "--seeds", "2", "-o", str(tmp_path / "c")]
+    code, printed, _ = ran(capsys, *words)
+    assert code == 0
+    assert "fedprox:mu=1" in printed
+    assert "±" in printed
+    assert (tmp_path / "c" / "report.html").exists()
+    before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")}
+    _, printed, _ = ran(capsys, *words, "--json")
+    found = json.loads(printed)
+    assert found["seeds"] == [0, 1]
+    accuracy = found["methods"]["fedavg"]["final"]["global.accuracy"]
+    assert accuracy["mean"] == pytest.approx(sum(accuracy["seeds"]) / 2)
+    assert before == {f: f.stat().st_mtime_ns for f in tmp_path.rglob("metrics.jsonl")}, "finished runs are kept"
+    code, _, err = ran(capsys, *words, "--rounds", "4")
+    assert code == 2
+    assert "other options" in err
+
+
+def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = ["run", "fedavg", *QUICK, "--no-report"]
+    ran(capsys, *words, "-o", str(whole))
+
+    import fedloom.runs.host as host
+
+    honest, rounds = host.Host.round, []
+
+    def interrupted(self):
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        honest(self)
+
+    monkeypatch.setattr(host.Host, "round", interrupted)
+    code, _, err = ran(capsys, *words, "-o", str(cut))
+    assert code == 130
+    assert f"fedloom resume {cut}" in err
+    monkeypatch.undo()
+    code, printed, _ = ran(capsys, "resume", str(cut), "--json", "--no-report")
+    assert code == 0
+    assert json.loads(printed)["rounds"] == 3
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "fedloom methods"),
+        (["run", "fedavgg"], "Did you mean 'fedavg'"),
+        (["run", "fedavg", "--set", "lr=0.1"], "Did you mean solver.lr"),
+        (["run", "fedavg", "--set", "solver.lr"], "--set takes name=value"),
+        (["run", "fedavg", "--set", "solver.lr=0.1", "--set", "solver.lr=0.2"], "given twice"),
+        (["run", "fedavg", "--set", "solver.lr=fast"], "takes a number"),
+        (["run", "fedavg", "--rounds", "0"], "rounds=0"),
+        (["run", "fedavg", "--data", "digit"], "Did you mean 'digits'"),
+        (["run", "fedavg", "--partition", "dirichlet:-1"], "above 0"),
+        (["run", "fedavg", "--model", "cn"], "unknown model 'cn'"),
+        (["run", "fedavg", "--channel", "topk:2"], "share"),
+        (["run", "fedavg", "--engine", "warp"], "warp"),
+        (["run", "fedavg", "--device", "cuda:9"], "cuda:9"),
+        (["run", "fedavg", "--recipe", "nowhere.toml"], "nowhere.toml"),
+        (["run", "fedavg", "--world", "speed=1"], "spread"),
+        (["run", "nopackage:Thing"], "cannot load"),
+        (["compare", "fedavg", "fedavg"], "given twice"),
+        (["resume", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "not a run directory"),
+        (["show", "scafold"], "Did you mean 'scaffold'"),
+        (["methods", "--family", "personalization"], "Did you mean 'personalisation'"),
+        (["data", "digits", "--partition", "dirichlett:1"], "Did you mean 'dirichlet'"),
+    ],
+)
+def test_what_cannot_be_is_one_message_and_exit_code_2(capsys, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = ran(capsys, *words)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+    assert not out
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_debug_shows_the_traceback():
+    from fedloom.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["run", "fedavgg", "--debug"])
+
+
+def test_lists_and_cards(capsys):
+    from fedloom.method import catalogue
+
+    _, printed, _ = ran(capsys, "methods", "--json")
+    assert {m["id"] for m in json.loads(printed)} == set(catalogue())
+    _, printed, _ = ran(capsys, "show", "fedprox", "--json")
+    fields = {h["name"]: h for h in json.loads(printed)["hyperparameters"]}
+    assert fields["solver.lr"]["kind"] == "a number"
+    _, printed, _ = ran(capsys, "show", "fedprox", "--cite")
+    assert printed.startswith("@misc{fedprox")
+    for words in (["methods"], ["show", "scaffold"], ["data"], ["doctor"]):
+        code, printed, _ = ran(capsys, *words)
+        assert code == 0
+        assert printed
+
+
+def test_data_is_measured_and_drawn(capsys, tmp_path: Path):
+    words = ["data", "digits", "--clients", "5", "--report", str(tmp_path / "data.html"), "--json"]
+    code, printed, _ = ran(capsys, *words)
+    found = json.loads(printed)
+    assert code == 0
+    assert found["clients"] == 5
+    assert sum(map(sum, found["drawn"]["counts"])) == sum(found["drawn"]["sizes"])
+    assert "Plotly" in (tmp_path / "data.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("fedavg", "fedavg", []),
+        ("fedprox:mu=1", "fedprox", ["mu=1"]),
+        ("fedprox:mu=1,solver.lr=0.1", "fedprox", ["mu=1", "solver.lr=0.1"]),
+        ("my.module:Mine", "my.module:Mine", []),
+        ("my.module:Mine:betas=0.1,0.2,mu=3", "my.module:Mine", ["betas=0.1,0.2", "mu=3"]),
+    ],
+)
+def test_a_method_with_settings(text: str, name: str, options: list[str]):
+    assert split_method(text) == (name, options)

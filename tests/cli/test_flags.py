@@ -1,0 +1,43 @@
+"""The command line is an interface: a flag that comes, goes or is renamed shows here."""
+
+from __future__ import annotations
+
+import typer.main
+
+from fedloom.cli.app import app
+
+TRAINING = {
+    "--channel", "--clients -n", "--cohort -k", "--data -d", "--device", "--dtype", "--engine -e", "--evaluate-every",
+    "--json", "--limit", "--model -m", "--out -o", "--partition -p", "--per-client", "--public", "--recipe",
+    "--report --no-report", "--rounds -r", "--seed -s", "--set", "--val", "--validation", "--workers", "--world",
+}  # fmt: skip
+
+FLAGS = {
+    "run": TRAINING | {"method"},
+    "compare": TRAINING | {"methods", "--seeds"},
+    "resume": {"folder", "--json", "--report --no-report"},
+    "report": {"folders", "--out -o", "--title"},
+    "methods": {"--family -f", "--json"},
+    "show": {"name", "--cite", "--json"},
+    "data": {"name", "--clients -n", "--json", "--limit", "--partition -p", "--report", "--seed -s"},
+    "check": {"name"},
+    "claim": {"name", "--json", "--quick", "--seeds"},
+    "bench": {"--device"},
+    "doctor": set(),
+}
+
+
+def test_commands_and_flags_are_these():
+    group = typer.main.get_command(app)
+    found = {
+        name: {" ".join([*p.opts, *p.secondary_opts]) for p in command.params if p.name != "help"}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+    assert found == FLAGS
+
+
+def test_every_flag_of_a_run_is_a_key_of_its_recipe():
+    from fedloom.runs import Recipe
+
+    flags = {flag.split()[0].removeprefix("--").replace("-", "_") for flag in TRAINING}
+    assert flags - {"json", "out", "recipe", "report"} | {"method"} == set(Recipe.model_fields)

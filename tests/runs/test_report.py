@@ -1,0 +1,171 @@
+"""The report: right numbers, whole without a network, and no run can break the page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloom.errors import ConfigError
+from fedloom.runs import Recipe
+from fedloom.runs.figures import DARK, LIGHT, curves, distribution, ramp
+from fedloom.runs.record import Group, Record, grouped
+from fedloom.runs.report import in_bytes, in_seconds, render, shown, table_columns, write_report
+
+
+def rows(accuracy: list[float], clients: dict[str, float] | None = None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {
+            "round": r,
+            "time": 2.0 * r,
+            "wall": 0.5 * r,
+            "bytes_up": 100 * r,
+            "bytes_down": 300 * r,
+            "notes": {"x": 1.0},
+            "global": {"accuracy": a, "loss": 1 - a},
+        }
+        for r, a in enumerate(accuracy, 1)
+    ]
+    if clients:
+        found[-1]["local"] = {
+            "accuracy": 0.5,
+            "mean": 0.6,
+            "worst10": 0.1,
+            "clients": {i: {"accuracy": a} for i, a in clients.items()},
+        }
+    return found
+
+
+def record(method: str, accuracy: list[float], seed: int = 0, **more: Any) -> Record:
+    config = f'method = "{method}"\nrounds = {len(accuracy)}\nseed = {seed}\n'
+    summary = {"method": method, "rounds": len(accuracy), "seed": seed, "data": "digits", "clients": 4}
+    return Record(summary | more, rows(accuracy, {"0": 0.2, "1": 1.0}), config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    Recipe(method="fedavg", clients=5, rounds=3, limit=200, engine="sequential", seed=3).experiment(out=out).run()
+    return out
+
+
+def test_a_line_is_the_mean_of_seeds_within_its_band():
+    group = Group("a", [record("a", [0.2, 0.4], 0), record("a", [0.4, 0.8], 1)])
+    assert group.curve("global", "accuracy", "bytes") == [
+        (400, pytest.approx(0.3), 0.2, 0.4),
+        (800, pytest.approx(0.6), 0.4, 0.8),
+    ]
+    assert group.final()["global.accuracy"] == (pytest.approx(0.6), pytest.approx(0.4 / 2**0.5))
+    band, line = curves([group], "time").data
+    assert line.x == (2.0, 4.0)
+    assert tuple(line.y) == pytest.approx((0.3, 0.6))
+    assert band.y == (0.4, 0.8, 0.4, 0.2)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group():
+    groups = grouped([record("a", [0.1], 0), record("b", [0.2], 0), record("a", [0.3], 1)])
+    assert [(g.label, len(g.records)) for g in groups] == [("a", 2), ("b", 1)]
+    groups = grouped([record("a", [0.1]), record("a", [0.1, 0.2])])
+    assert [g.label for g in groups] == ["a rounds=1", "a rounds=2"]
+
+
+def test_the_table_shows_headline_clients_bytes_and_seconds():
+    group = Group("a", [record("a", [0.25, 0.5])])
+    columns = table_columns([group])
+    cells = {c.title: shown(c, group.final()) for c in columns}
+    assert cells == {
+        "accuracy": "50.0 %", "client mean": "60.0 %", "worst 10 %": "10.0 %", "sent up": "200 B",
+        "sent down": "600 B", "virtual time": "4 s", "wall time": "1 s",
+    }  # fmt: skip
+
+
+def test_clients_are_drawn_from_the_worst_to_the_best():
+    fig = distribution([Group("a", [record("a", [0.5])])], "local")
+    assert fig is not None
+    assert fig.data[0].y == (0.2, 1.0)
+    assert fig.data[0].x == (0.25, 0.75)
+    assert distribution([Group("a", [record("a", [0.5])])], "personal") is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ([0.50, 0.52], [0.51, 0.53], "within the spread"),
+        ([0.50, 0.52], [0.90, 0.92], "more than the spread"),
+        ([0.50], [0.90], "cannot tell from chance"),
+    ],
+)
+def test_the_first_sentence_claims_no_more_than_the_runs_show(first, second, said):
+    groups = [
+        Group(name, [record(name, [a], k) for k, a in enumerate(values)])
+        for name, values in (("a", first), ("b", second))
+    ]
+    assert said in render(groups)
+
+
+def test_the_page_is_whole_and_asks_no_network(folder: Path, tmp_path: Path):
+    page = write_report([folder], tmp_path / "deep" / "report.html").read_text()
+    own = page[: page.index("<script>")] + page[page.rindex("<script>") :]
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own)
+    assert page.count("<script>") == 2
+    assert "prefers-color-scheme: dark" in own
+    for words in ("Over the run", "Over the clients", "The data", "Configuration", "To repeat it"):
+        assert f"<h2>{words}</h2>" in own
+    assert "fedloom run fedavg --clients 5" in own
+    assert "--seed 3" in own
+    drawings = json.loads(re.search(r"const drawings = (\{.*?\}), themes = ", own, re.S)[1])  # type: ignore[index]
+    assert {"curve/global.accuracy/round", "curve/global.accuracy/bytes", "clients/local", "data"} <= set(drawings)
+
+
+def test_names_cannot_break_out_of_the_page():
+    nasty = "</script><script>alert(1)</script>"
+    page = render([Group(nasty, [record(nasty, [0.5])]), Group("b", [record("b", [0.4])])])
+    assert nasty not in page
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(folder: Path, tmp_path: Path):
+    place = tmp_path / "cut"
+    place.mkdir()
+    text = (folder / "metrics.jsonl").read_text()
+    (place / "metrics.jsonl").write_text(text + '{"round": 4, "ti')
+    assert len(Record.read(place).rows) == 3
+    (place / "metrics.jsonl").write_text('{"round": 1, "ti\n' + text)
+    with pytest.raises(ConfigError, match="line 1"):
+        Record.read(place)
+
+
+def test_a_run_without_evaluation_still_has_a_page():
+    bare = Record({"method": "a"}, [{"round": 1, "time": 0.0, "bytes_up": 0, "bytes_down": 0, "notes": {}}])
+    assert "<h1>a</h1>" in render([Group("a", [bare])])
+    with pytest.raises(ConfigError, match="at least one run"):
+        write_report([], Path("never.html"))
+
+
+def test_a_run_in_memory_reports_and_plots(tmp_path: Path):
+    run = Recipe(method="fedavg", clients=5, rounds=2, limit=200, engine="sequential").experiment().run()
+    assert run.report(tmp_path / "r.html").exists()
+    assert len(run.plot().data) == 1
+
+
+def test_numbers_read_well():
+    assert [in_bytes(n) for n in (0, 999, 1000, 123_456, 5e9)] == ["0 B", "999 B", "1.0 kB", "123 kB", "5.0 GB"]
+    assert [in_seconds(s) for s in (0.123, 12, 200, 7300)] == ["0.12 s", "12 s", "3 min 20 s", "2 h 1 min"]
+
+
+def test_colours_stand_out_from_their_ground():
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(a: str, b: str) -> float:
+        low, high = sorted((luminance(a), luminance(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    assert min(contrast(c, "#ffffff") for c in LIGHT) > 3
+    assert min(contrast(c, "#1c1e22") for c in DARK) > 3
+    lightness = [luminance(ramp(i / 10)) for i in range(11)]
+    assert lightness == sorted(lightness)

@@ -226,7 +226,10 @@ def _title(groups: Sequence[Group]) -> str:
     names = [group.label for group in groups]
     if len(names) == 1:
         return f"{names[0]} on {data}" if data else names[0]
-    return f"{len(names)} methods on {data}" if data else " and ".join(names)
+    words = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+    number = words[len(names)] if len(names) < len(words) else str(len(names))
+    same = len({record.method for group in groups for record in group.records}) == 1
+    return f"{number} {'runs' if same else 'methods'}{f' on {data}' if data else ''}"
 
 
 def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:

@@ -74,6 +74,8 @@ class Federation:
         self.name, self.classes, self.names = name, classes, names
         shared = {k: len(d) for k, d in (("test", test), ("public", public), ("validation", validation)) if d}
         self.info: dict[str, Any] = {
+            "partition": "given",
+            "partition": "given",
             "clients": len(population),
             "val": val,
             "client_test": client_test,
@@ -156,8 +158,8 @@ class Federation:
         group, group_names = (None, ()) if groups is None else codes(groups)
         return cls.assemble(
             whole, columns, clients=clients, partition=partition, group=group, group_names=group_names, test=test,
-            public=public, validation=validation, val=val, client_test=client_test, seed=seed, name=name, classes=classes,
-            ordered=ordered, info=info,
+            public=public, validation=validation, val=val, client_test=client_test, seed=seed, name=name,
+            classes=classes, ordered=ordered, info=info,
         )  # fmt: skip
 
     @classmethod
@@ -200,7 +202,7 @@ class Federation:
             train = table.rows(train_mask(offsets, val, client_test))
             parts = {key: part and standardised(part, columns, train) for key, part in parts.items()}
         for key, part in parts.items():
-            if part is not None:
+            if part is not None and (key != "table" or columns is not None):  # a table as given is checked already
                 check(part, key, classes)
         table = parts.pop("table")
         assert table is not None

@@ -375,7 +375,8 @@ class FeatureShift(Partition):
     is, the last the full `strength`. `rotation` turns images `(n, c, h, w)` by level * strength degrees (270
     with 4 groups is the rotated MNIST of clustered federated learning; multiples of 90 degrees are exact on
     square images); `noise` adds level * strength * N(0, 1); `colour` multiplies channel c by 1 + level *
-    strength * u, u ~ U(-1, 1) once per group and channel.
+    strength * u, u ~ U(-1, 1) once per group and channel. A client's own test samples are changed as its train
+    samples are; the federation's global test set stays as it is.
 
     Args:
         kind: "rotation", "noise" or "colour".

@@ -195,7 +195,8 @@ class Probe:
         A place that one unit of a layer reaches has seen, of every pair of marks, the one with that unit: the second
         marks spell its number. Where several units of one layer meet, some pair was seen whole.
         """
-        mark, place = torch.cat(walk.seen, 1).unique(dim=1) if walk.seen else torch.empty(2, 0, dtype=torch.long)
+        seen = torch.cat([torch.empty(0, dtype=torch.long), *walk.seen]).unique()
+        mark, place = seen // (self.exit + 1), seen % (self.exit + 1)
         units, places, start = [mark[:0]], [mark[:0]], 0
         for made in self.made.values():
             bits = _bits(len(made))
@@ -204,8 +205,8 @@ class Probe:
             power = 1 << (mark[mine] - start) // 2
             spelled = torch.zeros_like(at).index_add(0, inverse, power * ((mark[mine] - start) % 2))
             single = torch.zeros_like(at).index_add(0, inverse, power) == (1 << bits) - 1
-            for node in at[~single].tolist():
-                self.stay(made, self._reason_at(node))
+            if not single.all():
+                self.stay(made, self._reason_at(int(at[~single][0])))
             units.append(made.start + spelled.where(single, 0))  # if not single: all stay, and so does what they meet
             places.append(at)
             start += 2 * bits
@@ -319,7 +320,7 @@ class _Walk:
             for bit in range(_bits(len(made))):
                 one = (number >> bit) % 2 == 1
                 self.marks += [(name, ~one), (name, one)]
-        self.seen: list[Tensor] = []  # each (2, k): mark, place it was seen at
+        self.seen: list[Tensor] = []  # marks and the nodes they were seen at, as mark * (number of nodes) + node
         self._zeros: dict[tuple[str, torch.Size], Tensor] = {}
 
     def layer(self, name: str, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -355,7 +356,7 @@ class _Walk:
         """nan: (SAMPLES, places), the first place being node `first`."""
         sample, place = nan.nonzero().cpu().T
         known = self.start + sample < len(self.marks)
-        self.seen.append(torch.stack([self.start + sample, first + place])[:, known])
+        self.seen.append(((self.start + sample) * (self.probe.exit + 1) + first + place)[known])
 
     def _mark(self, name: str, zeros: Tensor) -> Tensor:
         """zeros: (batch, ..., units)."""

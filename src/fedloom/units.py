@@ -137,9 +137,10 @@ def find_units(module: nn.Module, example_inputs: Tensor | Sequence[Any]) -> Uni
 
     groups = probe.groups()
     sound = list(groups)
-    if sound and _disagreement(module, inputs, assemble(sound)):  # rare: find out which groups are to blame
+    values = _draw(module, assemble(sound))
+    if sound and _disagreement(module, inputs, assemble(sound), values):  # find out which groups are to blame
         for name, group in groups.items():
-            if problem := _disagreement(module, inputs, assemble([name])):
+            if problem := _disagreement(module, inputs, assemble([name]), values):
                 probe.keep_whole(group.makers, problem)
                 sound.remove(name)
     return assemble(sound)
@@ -172,15 +173,14 @@ def narrow(module: nn.Module, shapes: Shapes) -> nn.Module:
     return small
 
 
-def _disagreement(module: nn.Module, inputs: tuple[Any, ...], units: Units) -> str | None:
+def _disagreement(module: nn.Module, inputs: tuple[Any, ...], units: Units, values: Mapping[str, Tensor]) -> str | None:
     """Why narrow copies differ from the masked module, for the first half of the units and for a random half.
 
     Normalisations over units are passed through on both sides: there the two differ by intent.
     """
     full = skeleton(module)
-    drawn = _draw(full, units)
-    shapes = {name: tensor.shape for name, tensor in drawn.items()}
-    vector = torch.cat([tensor.flatten() for tensor in drawn.values()])
+    shapes = {name: value.shape for name, value in values.items()}
+    vector = torch.cat([value.flatten() for value in values.values()])
     inputs = tuple(repeat(value, 2) for value in inputs)
     for order in (torch.arange, partial(torch.randperm, generator=generator("trial units"))):
         keep = {group: order(size)[: (size + 1) // 2] for group, size in units.sizes.items()}

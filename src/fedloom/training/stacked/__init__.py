@@ -1,0 +1,13 @@
+"""Many clients trained as one computation, for ordinary networks, losses and step hooks.
+
+How it works: clients are folded into the batch axis (`perclient.py`, `rules.py`), a gradient goes straight to where
+it is needed (`sinks.py`, `lazy.py`), steps are recognised rather than declared (`affine.py`; others in `adam.py` and
+`explicit.py`), and results stay deferred (`rows.py`). What cannot be stacked raises `NotStackable`; `probe` finds out
+before it matters.
+"""
+
+from .loop import train_stacked
+from .perclient import NotStackable
+from .rows import Row, add_rows
+
+__all__ = ["NotStackable", "Row", "add_rows", "train_stacked"]

@@ -1,0 +1,194 @@
+"""Batches of many clients, folded: gathered for many steps at once, padded where a client has fewer samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedloom.data.fields import Data
+from fedloom.training.request import Schedule, Training
+
+from .perclient import NotStackable
+
+_STEPS = 128  # of indices built at once
+_BYTES = 1 << 22  # of samples gathered at once: they should still be in cache when used
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the clients that still train.
+
+    Attributes:
+        active: how many; they are the first of the cohort.
+        batch: `Data` with fields `(active * width, ...)`, client by client, or a dict of them.
+        sizes: `active * width` of each stream.
+        seeds: by length of the losses, `(active * width,)`: 1/b for a client's b real samples, 0 for padding.
+        padded: whether there is padding.
+    """
+
+    active: int
+    batch: Any
+    sizes: tuple[int, ...]
+    seeds: dict[int, Tensor]
+    padded: bool
+
+    def seed(self, losses: Tensor) -> Tensor:
+        """What backward begins with.
+
+        Raises:
+            NotStackable: not one loss per sample of a stream.
+        """
+        seed = self.seeds.get(len(losses)) if losses.dim() == 1 else None
+        if seed is None:
+            raise NotStackable(
+                f"the loss must give one value per sample; for {max(self.sizes)} samples it gave {tuple(losses.shape)}"
+            )
+        return seed
+
+
+def steps(
+    requests: Sequence[Training], dtype: torch.dtype, clashes: Callable[[int, int], bool], exact: bool = False
+) -> Iterator[Step]:
+    """The steps of requests sorted longest first.
+
+    Args:
+        clashes: whether k clients of a width could be mistaken for something else; then the batch is padded.
+        exact: all requests have batches of equal sizes, and nothing may be padded.
+    """
+    streams = {
+        n: _Stream([r.data[n] for r in requests], [r.schedules[n] for r in requests], dtype, exact)
+        for n in requests[0].data
+    }
+    counts = [r.steps for r in requests]
+    prefixes = [sum(c > t for c in counts) for t in {0, *counts} if t < counts[0]]
+    for stream in streams.values():
+        while any(clashes(a, stream.width) for a in prefixes):
+            if exact:
+                raise NotStackable("a length in the network could be mistaken for that of the batch")
+            stream.width += 1
+    active = len(requests)
+    moving = {n: s.run(counts) for n, s in streams.items()}
+    for t in range(counts[0]):
+        while counts[active - 1] <= t:
+            active -= 1
+        parts = {n: next(m) for n, m in moving.items()}
+        yield _step(active, parts)
+
+
+def _step(active: int, parts: dict[str, tuple[Data, Tensor, bool]]) -> Step:
+    if "" in parts:
+        batch, seed, padded = parts[""]
+        return Step(active, batch, (len(seed),), {len(seed): seed}, padded)
+    seeds: dict[int, Tensor] = {}
+    for batch, seed, _ in parts.values():
+        n = len(batch)
+        if n in seeds and seeds[n] is not seed and not torch.equal(seeds[n], seed):
+            raise NotStackable("streams of one width whose batches hold different numbers of samples")
+        seeds[n] = seed
+    batch = {n: p[0] for n, p in parts.items()}
+    return Step(active, batch, tuple(seeds), seeds, any(p[2] for p in parts.values()))
+
+
+class _Stream:
+    """One data stream of all clients."""
+
+    def __init__(self, datas: Sequence[Data], schedules: Sequence[Schedule], dtype: torch.dtype, exact: bool) -> None:
+        self.dtype, self.exact = dtype, exact
+        self.width = max(s.index.shape[1] for s in schedules)
+        self.table, self.offsets, self.schedules = _table(datas, schedules)
+        self.device = next(iter(self.table.values())).device
+        self.even: dict[tuple[int, int], Tensor] = {}
+
+    def run(self, counts: Sequence[int]) -> Iterator[tuple[Data, Tensor, bool]]:
+        """(folded batch, seed, padded) of each step."""
+        names, tensors = tuple(self.table), tuple(self.table.values())
+        nbytes = sum(t[:1].numel() * t.element_size() for t in tensors)
+        for t0 in range(0, counts[0], _STEPS):
+            active = sum(c > t0 for c in counts)
+            t1 = min(t0 + _STEPS, counts[0])
+            index = self._index(active, t0, t1, counts)
+            seeds = self._seeds(active, t0, t1, counts)
+            window = max(1, min(t1 - t0, _BYTES // max(1, nbytes * active * self.width)))
+            a = active
+            for at in range(t0, t1, window):
+                while counts[a - 1] <= at:
+                    a -= 1
+                rows = index[at - t0 : at - t0 + window, : a * self.width]
+                flat = rows.reshape(-1)
+                columns = [t.index_select(0, flat).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors]
+                b = a
+                for i, batch in enumerate(zip(*columns)):
+                    while counts[b - 1] <= at + i:
+                        b -= 1
+                    n = b * self.width
+                    if n != rows.shape[1]:
+                        batch = [x[:n] for x in batch]
+                    seed, padded = (
+                        self._even(b, self.width) if seeds is None else seeds[at - t0 + i][:n],
+                        seeds is not None,
+                    )
+                    if self.exact and (real := self.schedules[0].counts[at + i]) != self.width:
+                        batch = [x.unflatten(0, (b, -1))[:, :real].flatten(0, 1) for x in batch]
+                        seed = self._even(b, real)
+                    yield Data(**dict(zip(names, batch))), seed, seeds is not None and not self.exact
+
+    def _index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
+        """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
+        out = torch.empty(t1 - t0, active, self.width, dtype=torch.int64)
+        for j in range(active):
+            mine = self.schedules[j].index[t0 : min(t1, counts[j])]
+            s, b = mine.shape
+            torch.add(mine, self.offsets[j], out=out[:s, j, :b])
+            if b < self.width:
+                out[:s, j, b:] = self.offsets[j]
+            if s < t1 - t0:
+                out[s:, j] = self.offsets[j]
+        return out.view(t1 - t0, -1).to(self.device)
+
+    def _seeds(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor | None:
+        """`(t1 - t0, active * width)`; None where every batch is full."""
+        real = [self.schedules[j].counts[t0 : min(t1, counts[j])] for j in range(active)]
+        if all(min(r) == self.width for r in real):
+            return None
+        n = (
+            torch.tensor([[*r, *[1] * (t1 - t0 - len(r))] for r in real], dtype=self.dtype)
+            .t()
+            .contiguous()
+            .unsqueeze(2)
+        )
+        seeds = (torch.arange(self.width) < n).to(self.dtype) / n
+        return seeds.view(t1 - t0, -1).to(self.device)
+
+    def _even(self, k: int, real: int) -> Tensor:
+        """The seed of k full batches."""
+        if (k, real) not in self.even:
+            self.even[k, real] = torch.full((k * real,), 1.0 / real, dtype=self.dtype, device=self.device)
+        return self.even[k, real]
+
+
+def _table(datas: Sequence[Data], schedules: Sequence[Schedule]) -> tuple[Data, list[int], Sequence[Schedule]]:
+    """One table with the samples of all clients, and where each client's begin."""
+    base = datas[0].base or datas[0]
+    if all(d is base or d.base is base for d in datas):
+        return base, [d.offset if d is not base else 0 for d in datas], schedules
+    unique = {id(d): d for d in datas}
+    wanted = sum(s.index.numel() for s in schedules)
+    if sum(map(len, unique.values())) <= 2 * wanted:
+        starts, at = {}, 0
+        for key, d in unique.items():
+            starts[key] = at
+            at += len(d)
+        return Data.cat(list(unique.values())), [starts[id(d)] for d in datas], schedules
+    parts, offsets, fresh, at = [], [], [], 0  # large data, few steps: only the samples they need
+    for d, s in zip(datas, schedules):
+        flat = s.index.reshape(-1)
+        device = next(iter(d.values())).device
+        parts.append(Data(**{n: x.index_select(0, flat.to(device)) for n, x in d.items()}))
+        fresh.append(Schedule(torch.arange(flat.numel()).view(s.index.shape), s.counts))
+        offsets.append(at)
+        at += flat.numel()
+    return Data.cat(parts), offsets, fresh

@@ -1,0 +1,288 @@
+"""Dense layers whose weights are never built: `w_t = s * w_0 + u * p + C^T A`.
+
+With few local samples the change of a dense layer has low rank: A holds the layer's inputs so far, C the output
+gradients times the step size. A step appends rows; the product with the shared start w_0 is one GEMM for all clients.
+Exact for affine steps whose constants are multiples of the start (FedAvg, FedProx, weight decay, momentum) and of one
+more vector p, which may differ per client (SCAFFOLD, FedDyn). The bias rides along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .perclient import GRAPH, NotStackable, PerClient
+from .rows import picked
+
+
+@dataclass(frozen=True)
+class Move:
+    """`x' = keep * x + gradient * g + w * w + start * w_0 + shift * p`."""
+
+    keep: float
+    gradient: float
+    w: float = 0.0
+    start: float = 0.0
+    shift: float = 0.0
+
+
+class Coefficients:
+    """What a vector is made of: `s * w_0 + u * p + C^T A`, C `(n, capacity, out)`."""
+
+    def __init__(self) -> None:
+        self.s, self.u = 0.0, 0.0
+        self.rows = torch.empty(0, 0, 0)
+
+    def moved(self, move: Move, w: Coefficients, k: int, r: int) -> None:
+        """One step on what is there; the rows of the new gradient are appended by the layer."""
+        if self is not w and move.w:
+            self.rows[:k, :r].mul_(move.keep).add_(w.rows[:k, :r], alpha=move.w)
+        elif move.keep != 1:
+            self.rows[:k, :r].mul_(move.keep)
+        self.s = move.keep * self.s + move.w * w.s + move.start
+        self.u = move.keep * self.u + move.w * w.u + move.shift
+
+
+class LazyDense:
+    """One dense layer of k clients.
+
+    Args:
+        weight, bias: names in the layout; `bias` None for none.
+        shape: `(out, in)`.
+
+    Attributes:
+        w0, b0: the shared start; p, pb: the second vector's pieces, `(k, out, in)` and `(k, out)`, or one `(1, ...)`.
+        inputs: A, `(n, capacity, in)`.
+    """
+
+    w0: Tensor
+    b0: Tensor | None
+
+    def __init__(self, weight: str, bias: str | None, shape: Sequence[int]) -> None:
+        self.weight, self.bias = weight, bias
+        self.out, self.width = shape
+        self.inputs = torch.empty(0, 0, 0)
+        self.w, self.v = Coefficients(), Coefficients()
+        self.p: Tensor | None = None
+        self.pb: Tensor | None = None
+        self.held: list[tuple[Tensor, Tensor]] = []
+        self.k = self.r = 0
+        self.stopped: dict[int, tuple[float, float, int]] = {}
+
+    # ------------------------------------------------------------ one chunk
+    def begin(
+        self, n: int, rank: int, w0: Tensor, b0: Tensor | None, move: Move, velocity: Move | None, step: float
+    ) -> None:
+        """Start anew from shared weights; memory is kept from chunk to chunk."""
+        self.w0, self.b0 = w0, b0
+        self.move, self.velocity, self.step = move, velocity, step
+        self.w.s, self.w.u, self.v.s, self.v.u = 1.0, 0.0, 0.0, 0.0
+        self.k, self.r, self.held, self.stopped = n, 0, [], {}
+        self.inputs = _room(self.inputs, n, rank, self.width, w0)
+        self.w.rows = _room(self.w.rows, n, rank, self.out, w0)
+        if velocity is not None:
+            self.v.rows = _room(self.v.rows, n, rank, self.out, w0)
+
+    def active(self, k: int) -> None:
+        """Only the first k clients go on."""
+        for j in range(k, self.k):
+            self.stopped[j] = (self.w.s, self.w.u, self.r)
+        self.k = k
+
+    def square(self) -> Tensor | None:
+        """Squared norm of the held gradient per client, bias included."""
+        if not self.held:
+            return None
+        x, g = self._one()
+        gram = torch.bmm(x, x.mT)
+        if self.bias is not None:
+            gram.add_(1.0)
+        return (gram * torch.bmm(g, g.mT)).sum((1, 2))
+
+    def _one(self) -> tuple[Tensor, Tensor]:
+        if len(self.held) > 1:
+            self.held = [(torch.cat([x for x, _ in self.held], 1), torch.cat([g for _, g in self.held], 1))]
+        return self.held[0]
+
+    def flush(self, scale: Tensor | None = None) -> None:
+        """End of a step: move what is there, append what the backward pass handed over, times `scale` `(k,)`."""
+        k, r = self.k, self.r
+        new = r
+        if self.held:
+            x, g = self._one()
+            self.held = []
+            new = r + x.shape[1]
+            if new > self.inputs.shape[1]:
+                self._grow(new)
+            if scale is not None:
+                g = g * scale.view(-1, 1, 1)
+            self.inputs[:k, r:new] = x
+            torch.mul(g, self.move.gradient, out=self.w.rows[:k, r:new])
+            if self.velocity is not None:
+                torch.mul(g, self.velocity.gradient, out=self.v.rows[:k, r:new])
+        if self.velocity is not None:
+            self.v.moved(self.velocity, self.w, k, r)
+        self.w.moved(self.move, self.w, k, r)
+        if self.velocity is not None:
+            self.w.rows[:k, :new].add_(self.v.rows[:k, :new], alpha=self.step)
+            self.w.s += self.step * self.v.s
+            self.w.u += self.step * self.v.u
+        self.r = new
+
+    def _grow(self, rank: int) -> None:
+        def longer(x: Tensor) -> Tensor:
+            out = x.new_empty(x.shape[0], 2 * rank, x.shape[2])
+            out[:, : self.r] = x[:, : self.r]
+            return out
+
+        self.inputs, self.w.rows = longer(self.inputs), longer(self.w.rows)
+        if self.velocity is not None:
+            self.v.rows = longer(self.v.rows)
+
+    # ------------------------------------------------------------ results
+    def _state(self, j: int) -> tuple[float, float, int]:
+        return self.stopped.get(j, (self.w.s, self.w.u, self.r))
+
+    def copy(self, j: int, weight: Tensor, bias: Tensor | None) -> None:
+        """Write client j's weight `(out, in)` and bias."""
+        s, u, r = self._state(j)
+        c, a = self.w.rows[j, :r], self.inputs[j, :r]
+        torch.addmm(self.w0, c.t(), a, beta=s, out=weight)
+        if self.p is not None:
+            weight.add_(self.p[j if len(self.p) > 1 else 0], alpha=u)
+        if bias is not None and self.b0 is not None:
+            torch.add(c.sum(0), self.b0, alpha=s, out=bias)
+            if self.pb is not None:
+                bias.add_(self.pb[j if len(self.pb) > 1 else 0], alpha=u)
+
+    def add(self, weight: Tensor, bias: Tensor | None, js: Sequence[int], weights: Tensor) -> None:
+        """`weight += sum_i weights[i] * w[js[i]]`, and the bias: one product for all clients of equal length."""
+        factors = weights.tolist()
+        states = [self._state(j) for j in js]
+        s = sum(f * st[0] for f, st in zip(factors, states))
+        weight.add_(self.w0, alpha=s)
+        if bias is not None and self.b0 is not None:
+            bias.add_(self.b0, alpha=s)
+        if self.p is not None:
+            us = torch.tensor([f * st[1] for f, st in zip(factors, states)], dtype=weight.dtype, device=weight.device)
+            for target, p in ((weight, self.p), (bias, self.pb)):
+                if target is not None and p is not None:
+                    mine = picked(p, js) if len(p) > 1 else p
+                    target.view(-1).addmv_(mine.flatten(1).t(), us if len(p) > 1 else us.sum().view(1))
+        at = 0
+        while at < len(js):  # neighbours that stopped at the same step
+            end = at + 1
+            while end < len(js) and states[end][2] == states[at][2]:
+                end += 1
+            r = states[at][2]
+            if r:
+                c = picked(self.w.rows, js[at:end])[:, :r] * weights[at:end].view(-1, 1, 1)
+                a = picked(self.inputs, js[at:end])[:, :r]
+                weight.addmm_(c.flatten(0, 1).t(), a.flatten(0, 1))
+                if bias is not None:
+                    bias.add_(c.sum((0, 1)))
+            at = end
+
+    def finite(self) -> bool:
+        n = max([self.k, *(j + 1 for j in self.stopped)])
+        ok = self.w0.sum()
+        for j in range(0, n):
+            r = self._state(j)[2]
+            ok = ok + self.w.rows[j, :r].sum() + self.inputs[j, :r].sum()
+        for p in (self.p, self.pb):
+            ok = ok if p is None else ok + p.sum()
+        return bool(torch.isfinite(ok))
+
+
+def _room(old: Tensor, n: int, rank: int, width: int, like: Tensor) -> Tensor:
+    """Memory `(>= n, >= rank, width)`, the old where it is large enough."""
+    if old.shape[0] >= n and old.shape[1] >= rank and old.dtype == like.dtype:
+        return old
+    return like.new_empty(max(n, old.shape[0]), max(rank, old.shape[1]), width)
+
+
+class LazyWeight(PerClient):
+    """Stands for the weight or bias of a lazy layer: only `F.linear` may meet it."""
+
+    def __init__(self, layer: LazyDense, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.layer, self._shape, self._dtype = layer, torch.Size(shape), dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.layer.w0.device
+
+    @property
+    def stack(self) -> NoReturn:  # type: ignore[override]
+        raise NotStackable("a dense layer kept as a sum of products is read as a matrix", "linear")
+
+
+class _Lazy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, graph: Tensor, l: LazyDense) -> Tensor:
+        k, r, s = l.k, l.r, l.w.s
+        x3 = x.reshape(k, -1, x.shape[-1])
+        ctx.l, ctx.x = l, x3
+        flat = x3.flatten(0, 1)
+        if l.b0 is None:
+            z = torch.mm(flat, l.w0.t())
+            z = z if s == 1 else z.mul_(s)
+        else:
+            z = torch.addmm(l.b0, flat, l.w0.t(), beta=s, alpha=s)
+        z = z.view(k, -1, l.out)
+        if r:
+            t = torch.bmm(x3, l.inputs[:k, :r].mT)
+            z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.rows[:k, :r])
+        if l.p is not None and l.w.u:
+            _add_shift(z, x3, l.p.mT, l.w.u)
+            if l.pb is not None:
+                z.add_(l.pb[:k].unsqueeze(1), alpha=l.w.u)
+        return z.view(*x.shape[:-1], l.out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        l, x3 = ctx.l, ctx.x
+        k, r = l.k, l.r
+        g3 = g.reshape(k, -1, l.out)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.mm(g3.flatten(0, 1), l.w0).view(k, -1, l.width)
+            if l.w.s != 1:
+                dx.mul_(l.w.s)
+            if r:
+                dx.baddbmm_(torch.bmm(g3, l.w.rows[:k, :r].mT), l.inputs[:k, :r])
+            if l.p is not None and l.w.u:
+                _add_shift(dx, g3, l.p, l.w.u)
+            dx = dx.view(*g.shape[:-1], l.width)
+        l.held.append((x3, g3))
+        return dx, None, None
+
+
+def _add_shift(z: Tensor, x: Tensor, p: Tensor, u: float) -> None:
+    """`z += u * x p` for k clients, p `(k, in, out)` or one `(1, in, out)` for all."""
+    if len(p) == 1:
+        z.view(-1, z.shape[-1]).addmm_(x.flatten(0, 1), p[0], alpha=u)
+    else:
+        z.baddbmm_(x, p[: len(x)], alpha=u)
+
+
+def lazy_linear(x: Tensor, layer: LazyDense) -> Tensor:
+    """The layer's output for folded inputs `(k*B, ..., in)`."""
+    return _Lazy.apply(x, GRAPH, layer)  # type: ignore[no-any-return]

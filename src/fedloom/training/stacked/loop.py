@@ -1,0 +1,141 @@
+"""Train like requests as one computation: choose the way to step, run the steps, hand out the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedloom.training.chance import repeatable
+from fedloom.training.request import Trained, Training, code_key
+from fedloom.training.solvers import SGD, Adam
+from fedloom.training.symbols import Affine, recognise
+
+from .adam import AdamSteps
+from .affine import AffineSteps, fusible
+from .batches import Step, steps
+from .cohort import Cohort
+from .explicit import ExplicitSteps, NeedsFullBatches
+from .forward import Forward, survey
+from .perclient import NotStackable
+from .rows import Chunk
+from .steps import Steps
+from .twin import Twin, twin_of
+
+
+def train_stacked(requests: Sequence[Training]) -> list[Trained]:
+    """Train requests whose `alike()` keys are equal as one computation, in order.
+
+    Vectors are deferred (`rows.py`): they are built when looked at, and summed by `add_rows` without being built.
+
+    Raises:
+        NotStackable: with the reason and the operator; nothing has changed, and `train_plain` will do.
+    """
+    if not requests:
+        return []
+    first = requests[0]
+    kind = ("stacked", first.model.key(), code_key(first.loss), code_key(first.step))
+    key = ("stacked", *(r.key for r in requests))
+    try:
+        return repeatable(lambda: _grouped(requests), key, kind, first.start.device)
+    except NotStackable:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError) as e:
+        # Perhaps the caller's mistake, perhaps folding: one by one the same request says which.
+        raise NotStackable(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+
+
+def _grouped(requests: Sequence[Training]) -> list[Trained]:
+    twin = twin_of(requests[0].model, requests[0].start)
+    if not twin.mixing:
+        try:
+            return _together(requests, twin)
+        except NeedsFullBatches:
+            pass
+    groups: dict[object, list[int]] = {}
+    for i, r in enumerate(requests):
+        key = tuple((s.index.shape[1], *s.counts[: r.steps]) for s in r.schedules.values())
+        groups.setdefault(key, []).append(i)
+    out: dict[int, Trained] = {}
+    for members in groups.values():
+        out.update(zip(members, _together([requests[i] for i in members], twin, exact=True)))
+    return [out[i] for i in range(len(requests))]
+
+
+def _together(requests: Sequence[Training], twin: Twin, exact: bool = False) -> list[Trained]:
+    cohort = Cohort(requests)
+    if cohort.steps[0] == 0:
+        return [_untouched(r) for r in requests]
+    if twin.chunk is not None:
+        twin.chunk.release()
+        twin.chunk = None
+    stepping = _way(cohort, twin)
+    tracked = _loop(cohort, twin, stepping, exact)
+    chunk = twin.chunk = Chunk(stepping.pieces(), cohort.first.start)
+    out: list[Trained] = [_untouched(r) for r in requests]
+    for j, r in enumerate(cohort.requests):
+        if r.steps:
+            row = chunk.row(j, r.start)
+            out[cohort.order[j]] = Trained(row, r.steps, r.solver.lr, stepping.carry(j), tracked[j] / r.steps)
+    return out
+
+
+def _untouched(r: Training) -> Trained:
+    return Trained(r.start.detach().clone(), r.steps, r.solver.lr, r.carry, math.nan)
+
+
+def _loop(cohort: Cohort, twin: Twin, stepping: Steps, exact: bool) -> list[float]:
+    """All steps; gives the sum of each client's mean losses."""
+    total: Tensor | None = None
+    active = 0
+    for step in steps(cohort.requests, cohort.first.start.dtype, twin.clashes, exact):
+        if step.active != active:
+            active = step.active
+            stepping.active(active)
+
+        def track(losses: Tensor, step: Step = step) -> None:
+            nonlocal total
+            if total is None:
+                total = torch.zeros(cohort.k, len(losses) // step.active, dtype=losses.dtype, device=losses.device)
+            each = losses.detach().view(step.active, -1)
+            total[: step.active, : each.shape[1]].addcmul_(each, step.seed(losses).view(each.shape))
+
+        stepping.step(step, track)
+    stepping.active(cohort.k)
+    return [math.nan] * cohort.k if total is None else total.sum(1).tolist()
+
+
+def _way(cohort: Cohort, twin: Twin) -> Steps:
+    """The cheapest way to step that is exact for these requests."""
+    first, solver = cohort.first, cohort.solver
+    notes = survey(twin, cohort.requests)
+    forward = Forward(cohort, twin)
+    moving, partial = _moving(twin, first.only)
+    if not (partial or notes.direct):
+        if isinstance(solver, SGD):
+            form = _common(cohort, solver)
+            if form is not None and fusible(form, cohort):
+                return AffineSteps(cohort, twin, forward, form, moving, notes)
+        elif isinstance(solver, Adam) and first.step is None:
+            return AdamSteps(cohort, twin, forward, moving)
+    if not isinstance(solver, SGD | Adam):
+        raise NotStackable(f"there is no stacked rule for the solver {type(solver).__name__}")
+    return ExplicitSteps(cohort, twin, forward, first.only)
+
+
+def _moving(twin: Twin, only: Tensor | None) -> tuple[set[str], bool]:
+    """Names of the parameters that train, and whether one of them does so only in part."""
+    if only is None:
+        return set(twin.weights), False
+    spans = {n: only[twin.layout.span(n)] for n in twin.weights}
+    some = {n for n, s in spans.items() if bool(s.any())}
+    return some, any(not bool(spans[n].all()) for n in some)
+
+
+def _common(cohort: Cohort, solver: SGD) -> Affine | None:
+    """The affine form of the step, where all clients have the same one."""
+    size = cohort.layout.size
+    forms = {recognise(r.step, r.carry, r.extras, solver, size) for r in cohort.requests}
+    return forms.pop() if len(forms) == 1 else None

@@ -1,0 +1,602 @@
+"""Clients trained as one computation give what each gives alone, worked out here with plain autograd."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedloom.data.fields import Data
+from fedloom.model import Model
+from fedloom.task import Classification
+from fedloom.training.request import Schedule, Trained, Training
+from fedloom.training.solvers import SGD, Adam, Solver
+from fedloom.training.stacked import NotStackable, Row, add_rows, train_stacked
+
+torch.set_num_threads(1)
+SIZES = [9, 8, 5, 1]  # partial batches, unequal numbers of steps, one sample
+
+
+# ---------------------------------------------------------------- networks
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 3))
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 120), nn.ReLU(), nn.Linear(120, 100), nn.GELU(), nn.Linear(100, 3))
+
+
+def no_bias() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 120, bias=False), nn.ReLU(), nn.Linear(120, 100, bias=False), nn.Tanh(), nn.Linear(100, 3)
+    )
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, groups=2),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
+
+
+def grey_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 4, padding="same", bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 3)
+    )
+
+
+def cnn1d() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(3, 5, 3, stride=2, padding="valid"), nn.ReLU(), nn.Flatten(), nn.Linear(15, 3))
+
+
+def cnn3d() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(2, 3, 2, dilation=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+def group_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.Flatten(), nn.Linear(216, 3)
+    )
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(96, 3)
+    )
+
+
+def bare_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU(), nn.Linear(8, 3))
+
+
+def frozen_base() -> nn.Module:
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    net[0].requires_grad_(False)
+    net[2].weight.requires_grad_(False)  # only its bias trains
+    net[4].bias.requires_grad_(False)
+    return net
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b = nn.Linear(6, 6)
+        self.b.weight = self.a.weight
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(torch.relu(self.b(torch.relu(self.a(x)))) * self.scale + self.a.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.pos = nn.Embedding(11, 8, padding_idx=0), nn.Embedding(5, 8)
+        self.qkv, self.n, self.h = nn.Linear(8, 24), nn.LayerNorm(8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        x = self.e(t) + self.pos(torch.arange(5))
+        q, k, v = self.qkv(self.n(x)).view(len(t), 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(t), 5, 8)
+        return self.h((x + a).mean(1))
+
+
+class Lora(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(6, 12).requires_grad_(False)
+        self.lora_a, self.lora_b = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(12, 2) * 0.1)
+        self.parts = nn.ParameterList([nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(3, 12) * 0.3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.tanh(self.base(x) + F.linear(F.linear(x, self.lora_a), self.lora_b))
+        return torch.cat([(z * self.parts[0]) @ self.parts[1].T, z.new_zeros(len(z), 0)], 1)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(6, 16), nn.Tanh())
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+# ---------------------------------------------------------------- data and the reference
+def fields(kind: str, n: int, g: torch.Generator, dtype: torch.dtype) -> Tensor:
+    shapes = {"vector": (6,), "image": (3, 8, 8), "grey": (1, 8, 8), "signal": (3, 8), "volume": (2, 4, 4, 4)}
+    if kind == "tokens":
+        return torch.randint(0, 11, (n, 5), generator=g)
+    return torch.randn(n, *shapes[kind], generator=g, dtype=torch.float64).to(dtype)
+
+
+def cohort(
+    model: Model,
+    kind: str = "vector",
+    sizes: list[int] = SIZES,
+    solver: Solver | None = None,
+    own: tuple[str, ...] = (),
+    shared: dict[str, Any] | None = None,
+    starts: bool = False,
+    table: bool = True,
+    **more: Any,
+) -> list[Training]:
+    """One request per size; `own` extras and, where asked, starts differ between clients."""
+    g = torch.Generator().manual_seed(3)
+    solver = solver or SGD(lr=0.05, epochs=2, batch_size=4)
+    n, dtype = sum(sizes), model.module.parameters().__next__().dtype
+    whole = Data(x=fields(kind, n, g, dtype), y=torch.randint(0, 3, (n,), generator=g))
+    start, at, out = model.initial(), 0, []
+    for i, size in enumerate(sizes):
+        mine = torch.Generator().manual_seed(i)
+        data = whole.slice(at, at + size) if table else whole.rows(torch.arange(at, at + size))
+        at += size
+        noise = lambda s: (torch.randn(len(start), generator=mine, dtype=torch.float64) * s).to(dtype)  # noqa: B023, E731
+        extras = {**{name: noise(0.01) for name in own}, **(shared or {})}
+        if "anchor" in extras:
+            extras["anchor"] = start
+        steps = solver.work(size)
+        out.append(
+            Training(
+                client=i,
+                model=model.train(),
+                start=start + noise(0.1) if starts else start,
+                solver=solver,
+                steps=steps,
+                data={"": data},
+                schedules={"": Schedule.epochs(size, solver.batch_size, steps, mine)},
+                extras=extras,
+                key=("test", i),
+                **more,
+            )
+        )
+    return out
+
+
+class Objective:
+    """What a step hook is given, by plain autograd."""
+
+    def __init__(self, r: Training, net: Callable[..., Any], batch: Data) -> None:
+        self.r, self.net, self.batch, self.model = r, net, batch, r.model
+
+    def losses(self, v: Tensor, hook: Any) -> Tensor:
+        return self.net.losses(v, self.batch) if hook is None else hook(self.net, v, self.batch, self.r.extras)
+
+    def __call__(self, v: Tensor, hook: Any = None) -> Tensor:
+        return self.losses(v, hook or self.r.loss).mean().detach()
+
+    def grad(self, v: Tensor, hook: Any = None) -> Tensor:
+        v = v.detach().requires_grad_()
+        (g,) = torch.autograd.grad(self.losses(v, hook or self.r.loss).mean(), v)
+        if self.r.only is not None:
+            g = g * self.r.only
+        clip = self.r.solver.clip
+        return g if clip is None else g * min(1.0, clip / float(g.norm()))
+
+
+class Net:
+    """The network as a function of a vector, without the library's own way of calling it."""
+
+    def __init__(self, model: Model, block: Any = None) -> None:
+        self.model, self.block = model, block
+        self.module = copy.deepcopy(model.module).train()
+
+    def __call__(self, v: Tensor, x: Tensor) -> Any:
+        tree = self.model.layout.tree(v)
+        if self.block is not None:
+            module = self.module.get_submodule(self.block)
+            return functional_call(
+                module, {n[len(self.block) + 1 :]: t for n, t in tree.items() if n.startswith(self.block)}, x
+            )
+        return functional_call(self.module, tree, x)
+
+    def losses(self, v: Tensor, batch: Data) -> Tensor:
+        return F.cross_entropy(self(v, batch.x), batch.y, reduction="none")
+
+    def __getitem__(self, block: Any) -> Net:
+        return Net(self.model, block if isinstance(block, str) else block.stop and "features")
+
+
+def reference(r: Training) -> tuple[Tensor, Any, float]:
+    """One client by the textbook."""
+    w, carry, net, s, total = r.start.clone(), r.carry, Net(r.model), r.solver, 0.0
+    m = v2 = torch.zeros_like(w)
+    for k in range(r.steps):
+        f = Objective(r, net, r.batch(k))
+        total += float(f(w))
+        d, carry = (f.grad(w), carry) if r.step is None else r.step(w, f, k, carry, r.extras)
+        inside = torch.ones_like(w) if r.only is None else r.only.to(w)
+        if isinstance(s, Adam):
+            m, v2 = s.betas[0] * m + (1 - s.betas[0]) * d, s.betas[1] * v2 + (1 - s.betas[1]) * d * d
+            a, b = m / (1 - s.betas[0] ** (k + 1)), v2 / (1 - s.betas[1] ** (k + 1))
+            move = s.lr * (a / (b.sqrt() + s.eps) + s.weight_decay * w)
+        else:
+            m = s.momentum * m + d + s.weight_decay * w
+            move = s.lr * m
+        w = (w - inside * move).detach()
+    return w, carry, total / max(1, r.steps)
+
+
+def check(requests: list[Training], tolerance: float = 1e-11) -> list[Trained]:
+    """Stacked against the reference: vectors, carries, losses, and the weighted sum without building rows."""
+    wanted = [reference(r) for r in requests]
+    got = train_stacked(requests)
+    weights = [0.1 + 0.2 * i for i in range(len(requests))]
+    acc = torch.zeros_like(requests[0].start)
+    add_rows(acc, [out.vector - r.start for out, r in zip(got, requests)], weights)
+    total = sum(w * (v - r.start) for w, (v, _, _), r in zip(weights, wanted, requests))
+    torch.testing.assert_close(acc, total, atol=tolerance * 10, rtol=tolerance * 10)
+    for out, (vector, carry, loss), r in zip(got, wanted, requests):
+        assert float((vector - r.start).abs().max()) > 1e-4 or r.steps == 0
+        torch.testing.assert_close(out.vector.clone(), vector, atol=tolerance, rtol=tolerance)
+        assert out.steps == r.steps
+        if r.steps:
+            assert out.loss == pytest.approx(loss, rel=1e-4)
+        if carry is not None:
+            torch.testing.assert_close(out.carry, carry, atol=tolerance, rtol=tolerance)
+    return got
+
+
+def model_of(net: Callable[[], nn.Module], dtype: torch.dtype = torch.float64, **options: Any) -> Model:
+    torch.manual_seed(0)
+    return Model(net().to(dtype), Classification(), **options)
+
+
+# ---------------------------------------------------------------- step hooks
+def prox(w, f, k, carry, extras):
+    return f.grad(w) + 0.1 * (w - extras["anchor"]), carry
+
+
+def shifted(w, f, k, carry, extras):
+    return f.grad(w) + extras["shift"], carry
+
+
+def dynamic(w, f, k, carry, extras):
+    return f.grad(w) - extras["shift"] + 0.1 * (w - extras["anchor"]), carry
+
+
+def heavy_ball(w, f, k, carry, extras):
+    m = 0.9 * carry["m"] + f.grad(w)
+    return m, {"m": m}
+
+
+def sharpness(w, f, k, carry, extras):
+    g = f.grad(w)
+    return f.grad(w + 0.05 * g / (g.norm() + 1e-12)), carry
+
+
+def own_adam(w, f, k, carry, extras):
+    g = f.grad(w)
+    m, v = 0.9 * carry[0] + 0.1 * g, 0.99 * carry[1] + 0.01 * g * g
+    return m / (v.sqrt() + 1e-3), (m, v, w)
+
+
+def variance_reduced(w, f, k, carry, extras):
+    return f.grad(w) - f.grad(extras["anchor"]) + extras["shift"], carry
+
+
+def line_search(w, f, k, carry, extras):
+    g = f.grad(w)
+    return g * torch.where(f(w - 0.1 * g) < f(w), 1.0, 0.5), carry
+
+
+def uses_batch(w, f, k, carry, extras):
+    return f.grad(w) * f.batch.x.abs().mean(), carry
+
+
+# ---------------------------------------------------------------- layers
+@pytest.mark.parametrize(
+    ("net", "kind"),
+    [
+        (mlp, "vector"),
+        (wide, "vector"),
+        (no_bias, "vector"),
+        (cnn, "image"),
+        (grey_cnn, "grey"),
+        (cnn1d, "signal"),
+        (cnn3d, "volume"),
+        (group_norm, "image"),
+        (frozen_base, "vector"),
+        (Tied, "vector"),
+        (Attention, "tokens"),
+        (Lora, "vector"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (None, {}),
+        (None, {"clip": 0.3, "weight_decay": 0.1}),
+        (None, {"momentum": 0.9, "weight_decay": 0.05}),
+        (sharpness, {}),
+    ],
+    ids=["sgd", "clip", "momentum", "sam"],
+)
+def test_layers(net, kind, step, options):
+    solver = SGD(lr=0.05, epochs=2, batch_size=4, **options)
+    check(cohort(model_of(net), kind, solver=solver, step=step))
+
+
+@pytest.mark.parametrize("net", [mlp, wide])
+@pytest.mark.parametrize("starts", [False, True], ids=["shared", "own starts"])
+@pytest.mark.parametrize(
+    ("step", "own", "carry", "options"),
+    [
+        (prox, (), None, {}),
+        (prox, (), None, {"momentum": 0.5}),
+        (shifted, ("shift",), None, {}),
+        (shifted, ("shift",), None, {"momentum": 0.5, "clip": 0.5}),
+        (dynamic, ("shift",), None, {"weight_decay": 0.1}),
+        (heavy_ball, (), "m", {}),
+        (own_adam, (), "two", {}),
+        (sharpness, (), None, {"clip": 0.5, "momentum": 0.5}),
+        (variance_reduced, ("shift",), None, {}),
+        (line_search, (), None, {}),
+    ],
+    ids=[
+        "prox",
+        "prox momentum",
+        "scaffold",
+        "scaffold momentum clip",
+        "feddyn",
+        "heavy ball",
+        "own adam",
+        "sam",
+        "svrg",
+        "search",
+    ],
+)
+def test_steps(net, starts, step, own, carry, options):
+    model = model_of(net)
+    zero = torch.zeros(model.layout.size, dtype=torch.float64)
+    carry = {"m": {"m": zero + 0.01}, "two": (zero, zero, zero)}.get(carry)
+    solver = SGD(lr=0.05, epochs=2, batch_size=4, **options)
+    check(cohort(model, solver=solver, step=step, own=own, starts=starts, carry=carry, shared={"anchor": None}))
+
+
+@pytest.mark.parametrize("step", [None, prox, sharpness])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip": 0.2}], ids=["plain", "decay clip"])
+def test_adam(step, options):
+    solver = Adam(lr=0.01, epochs=2, batch_size=4, **options)
+    check(cohort(model_of(mlp), solver=solver, step=step, shared={"anchor": None}), 1e-9)
+
+
+# ---------------------------------------------------------------- losses
+def on_features(model, w, batch, extras):
+    z = model[:"head"](w, batch.x)
+    far = (z - extras["prototypes"][batch.y]).square().mean(1)
+    return F.cross_entropy(model["head"](w, z), batch.y, reduction="none") + 0.5 * far
+
+
+def distilled(model, w, batch, extras):
+    with torch.no_grad():
+        t = F.softmax(model(extras["teacher"], batch.x), -1)
+    return model.losses(w, batch) - (t * F.log_softmax(model(w, batch.x + 0.1), -1)).sum(1)
+
+
+def pulled(model, w, batch, extras):
+    return model.losses(w, batch) + 0.05 * (w - extras["anchor"]).square().sum()
+
+
+def scalar(model, w, batch, extras):
+    return model.losses(w, batch).mean()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("step", [None, sharpness])
+def test_losses(own, step):
+    model = model_of(TwoHeads)
+    g = torch.Generator().manual_seed(5)
+    prototypes, teacher = torch.randn(3, 16, generator=g, dtype=torch.float64), model.initial() + 0.1
+    requests = cohort(model, shared={"prototypes": prototypes}, loss=on_features, step=step)
+    if own:
+        for r in requests:
+            r.extras = {"prototypes": prototypes + r.client}
+    check(requests)
+    requests = cohort(model, shared={"teacher": teacher}, loss=distilled, step=step)
+    if own:
+        for r in requests:
+            r.extras = {"teacher": teacher * (1 + r.client)}
+    check(requests)
+    check(cohort(model, shared={"anchor": None}, loss=pulled, step=step))
+
+
+def test_scalar_loss_is_refused():
+    with pytest.raises(NotStackable, match="one value per sample"):
+        train_stacked(cohort(model_of(TwoHeads), loss=scalar))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell: str) -> None:
+        super().__init__()
+        self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 3)
+        self.r = (
+            nn.MultiheadAttention(8, 2, batch_first=True) if cell == "attention" else nn.LSTM(8, 8, batch_first=True)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        x = self.e(t)
+        return self.h((self.r(x)[0] if isinstance(self.r, nn.LSTM) else self.r(x, x, x)[0]).mean(1))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) if self.l.weight.sum() > 0 else -self.l(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "kind", "blame"),
+    [
+        (lambda: Recurrent("lstm"), "tokens", "LSTM"),
+        (lambda: Recurrent("attention"), "tokens", "MultiheadAttention"),
+        (Branching, "vector", "branch"),
+    ],
+)
+def test_refusals_name_the_operator(net, kind, blame):
+    with pytest.raises(NotStackable, match=blame):
+        train_stacked(cohort(model_of(net), kind))
+
+
+# ---------------------------------------------------------------- masks, statistics, sizes
+@pytest.mark.parametrize("step", [None, prox, sharpness])
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"momentum": 0.9, "clip": 0.2}])
+def test_only(step, starts, options):
+    model = model_of(mlp)
+    whole = model.layout.where("3.*")
+    part = torch.rand(model.layout.size, generator=torch.Generator().manual_seed(1)) < 0.5
+    for only in (whole, part):
+        solver = SGD(lr=0.05, epochs=2, batch_size=4, **options)
+        requests = cohort(model, solver=solver, step=step, starts=starts, only=only, shared={"anchor": None})
+        for out, r in zip(check(requests), requests):
+            assert torch.equal(out.vector[~only], r.start[~only])
+
+
+@pytest.mark.parametrize("net", [batch_norm, bare_norm])
+@pytest.mark.parametrize("rule", ["vector", "batch", "frozen"])
+@pytest.mark.parametrize("step", [None, sharpness])
+@pytest.mark.parametrize("sizes", [[8, 8, 4], [9, 7, 6]], ids=["full", "partial"])
+def test_batch_norm(net, rule, step, sizes):
+    """Against the sequential path, itself tested elsewhere: statistics are per client and padding never enters them."""
+    from fedloom.training.plain import train_plain
+
+    sizes = [s for s in sizes if s % 4 != 1]  # batch norm cannot train on one sample
+    requests = cohort(model_of(net, buffers=rule), "image" if net is batch_norm else "vector", sizes, step=step)
+    for a, b in zip(train_stacked(requests), train_plain(requests)):
+        torch.testing.assert_close(a.vector.clone(), b.vector, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [[7], [1], [4, 4, 4], [3, 12, 0 + 2]])
+@pytest.mark.parametrize("table", [True, False])
+def test_sizes(sizes, table):
+    check(cohort(model_of(wide), sizes=sizes, table=table))
+
+
+def test_single_precision():
+    check(cohort(model_of(wide, torch.float32)), 2e-6)
+
+
+def test_lengths_are_not_confused():
+    """A table of positions as long as the folded batch (four clients of five samples, twenty positions)."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.h = nn.Embedding(20, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.h(x + self.table(torch.arange(20)).mean(0))
+
+    check(cohort(model_of(Positions), sizes=[5, 5, 5, 5], solver=SGD(lr=0.05, epochs=2, batch_size=5)))
+
+
+def test_hooks_that_look_at_the_batch():
+    check(cohort(model_of(mlp), sizes=[8, 8, 4], step=uses_batch))
+    check(cohort(model_of(mlp), step=uses_batch))
+
+
+def test_no_steps():
+    requests = cohort(model_of(mlp))
+    requests[2].steps = 0
+    check(requests)
+
+
+# ---------------------------------------------------------------- rows
+def test_rows_outlive_their_chunk():
+    model = model_of(wide)
+    first = cohort(model)
+    kept = train_stacked(first)
+    held = [out.vector for out in kept]
+    deltas = [(r.start - v) / 2 for v, r in zip(held, first)]
+    wanted = [reference(r)[0] for r in first]
+    train_stacked(cohort(model, sizes=[12, 11]))  # the same memory
+    for v, d, w, r in zip(held, deltas, wanted, first):
+        assert isinstance(v, Row)
+        assert isinstance(d, Row)
+        torch.testing.assert_close(v.build(), w)
+        torch.testing.assert_close(d + 0, (r.start - w) / 2)
+
+
+def test_training_goes_on_from_a_row():
+    requests = cohort(model_of(wide))
+    first = train_stacked(requests)
+    again = cohort(model_of(wide))
+    for r, s, out in zip(again, requests, first):
+        r.model, r.start, r.extras = s.model, out.vector, {"anchor": out.vector}
+        r.step = prox
+    wanted = []
+    for r in again:
+        r.start = r.start.clone()
+        r.extras = {"anchor": r.start}
+        wanted.append(reference(r)[0])
+    for r, out in zip(again, first):
+        r.start, r.extras = out.vector, {"anchor": out.vector}
+    for out, w in zip(train_stacked(again), wanted):
+        torch.testing.assert_close(out.vector.clone(), w, atol=1e-11, rtol=1e-11)
+
+
+def test_rows_are_tensors():
+    requests = cohort(model_of(wide))
+    out, start = train_stacked(requests)[0], requests[0].start
+    v = out.vector
+    assert isinstance(v, Tensor)
+    assert v.shape == start.shape
+    assert v.dtype == start.dtype
+    delta = 2 * -(v - start)
+    assert isinstance(delta, Row)
+    assert bool(torch.isfinite(delta).all())
+    assert v.deferred()
+    w = v.build().clone()
+    torch.testing.assert_close(delta.clone(), 2 * (start - w))
+    torch.testing.assert_close(torch.stack([v, start]).sum(0), w + start)
+    torch.testing.assert_close(start.clone().add_(v), start + w)
+    torch.testing.assert_close(v[3:5], w[3:5])
+    v.mul_(2)
+    torch.testing.assert_close(v.clone(), 2 * w)
+    torch.testing.assert_close((out.vector - start).clone(), 2 * w - start)
+    gc.collect()
+
+
+def test_not_finite_is_seen():
+    requests = cohort(model_of(wide))
+    bad = requests[1]
+    bad.data = {"": bad.data[""].replace(x=bad.data[""].x * float("nan"))}
+    out = train_stacked(requests)
+    assert [bool(torch.isfinite(o.vector).all()) for o in out] == [True, False, True, True]

@@ -75,7 +75,6 @@ class Federation:
         shared = {k: len(d) for k, d in (("test", test), ("public", public), ("validation", validation)) if d}
         self.info: dict[str, Any] = {
             "partition": "given",
-            "partition": "given",
             "clients": len(population),
             "val": val,
             "client_test": client_test,

@@ -62,7 +62,7 @@ class FedDF(Method):
     )
 
     cohort: int = 10
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     distil: Solver = Adam(lr=1e-3, steps=50, batch_size=64)
     temperature: float = 1.0
 

@@ -54,7 +54,7 @@ class FedAvg(Method):
     )
 
     cohort: int | float = 10
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 1.0
     weight: Literal["samples", "uniform"] = "samples"
 

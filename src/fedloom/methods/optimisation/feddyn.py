@@ -60,7 +60,7 @@ class FedDyn(Method):
 
     cohort: int = 10
     alpha: float = 0.01
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32, clip=10.0)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32, clip=10.0)
 
     def start(self, clients: Clients, before: FedDynState | None = None) -> FedDynState:
         params = before.params if before else clients.model.initial()

@@ -59,7 +59,7 @@ class FedNova(Method):
     )
 
     cohort: int = 10
-    solver: SGD = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: SGD = SGD(lr=0.1, epochs=5, batch_size=32)
     mu: float = 0.0
     fastest: int = 0
 

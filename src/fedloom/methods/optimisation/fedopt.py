@@ -60,7 +60,7 @@ class FedOpt(Method):
     """
 
     cohort: int = 10
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 0.03
     b1: float = 0.9
     b2: float = 0.99

@@ -60,7 +60,7 @@ class FedProx(Method):
 
     cohort: int = 10
     mu: float = 0.1
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     stragglers: float = 0.0
     drop: bool = False
     weight: Literal["samples", "uniform"] = "samples"

@@ -62,7 +62,7 @@ class Scaffold(Method):
     )
 
     cohort: int = 10
-    solver: SGD = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: SGD = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 1.0
     option: Literal["I", "II"] = "II"
 

@@ -56,7 +56,7 @@ class Ditto(Method):
 
     cohort: int = 10
     lam: float = 0.5
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     personal: Solver | None = None
 
     def start(self, clients: Clients, before: DittoState | None = None) -> DittoState:

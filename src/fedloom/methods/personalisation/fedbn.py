@@ -8,6 +8,7 @@ Sent: all but norm layers, both ways. Kept at a client: its norm layers, running
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from fedloom.card import Card
 from fedloom.errors import NotSupported
 from fedloom.method import register
 from fedloom.model import Model
+from fedloom.task import Classification
 
 from .partial import Partial
 
@@ -42,6 +44,10 @@ class FedBN(Partial):
         needs=frozenset({"memory"}),
         claim="beats FedAvg in mean and worst domain when clients' features are shifted",
     )
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        return {"task": Classification(model="cnn-bn:width=0.125,depth=1", buffers="vector")}
 
     def private(self, model: Model) -> Tensor:
         mask = model.where(*NORMS)

@@ -58,7 +58,7 @@ class Ifca(Method):
 
     cohort: int = 10
     k: int = 4
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
 
     def __post_init__(self) -> None:
         if self.k < 1:

@@ -34,7 +34,7 @@ class Partial(Method):
     """
 
     cohort: int = 10
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
 
     def private(self, model: Model) -> Tensor:
         """Boolean `(d,)`: what stays at the client."""

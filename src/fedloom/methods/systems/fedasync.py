@@ -64,7 +64,7 @@ class FedAsync(Method):
     staleness: Staleness = "polynomial"
     a: float = 0.5
     b: float = 4.0
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
 
     def start(self, clients: Clients, before: FedAsyncState | None = None) -> FedAsyncState:
         return FedAsyncState(params=before.params if before else clients.model.initial())

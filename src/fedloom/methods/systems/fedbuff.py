@@ -62,7 +62,7 @@ class FedBuff(Method):
 
     concurrency: int = 10
     buffer: int = 5
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 1.0
     staleness: Staleness = "polynomial"
     a: float = 0.5

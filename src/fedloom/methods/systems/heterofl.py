@@ -90,7 +90,7 @@ class HeteroFL(Method):
 
     cohort: int = 10
     rates: tuple[float, ...] = (1.0, 0.25)
-    solver: Solver = SGD(lr=0.1, epochs=1, batch_size=32)
+    solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     scale: bool = True
     mask: bool = True
 

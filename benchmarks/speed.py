@@ -99,7 +99,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each variant")
     parser.add_argument("--only", help=f"workloads, with commas: {','.join(WORKLOADS | CUDA_WORKLOADS)}")
     parser.add_argument("--variants", help="with commas: r1,r2,fedloom:ENGINE (default: as the workload says)")
-    parser.add_argument("--peers", nargs="?", const=",".join(PEERS), help=f"peers too: {','.join(PEERS)}")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const=",".join(PEERS),
+        help=f"which peers, with commas: {','.join(PEERS)}, or none (default: a complete run takes those installed)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cores", type=int, default=2, help="cores that every variant may use")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -108,12 +113,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in args.only.split(",") if args.only else ():
         if name not in known:
             parser.error(f"unknown workload {name!r}; known: {', '.join(known)}")
-    args.peers = args.peers.split(",") if args.peers else []
-    for peer in args.peers:
-        if peer not in PEERS:
-            parser.error(f"unknown peer {peer!r}; known: {', '.join(PEERS)}")
-        if not _interpreter(peer).exists():
-            parser.error(f"{peer} is not installed: benchmarks/peers/setup.sh {peer}")
+    complete, explicit = not (args.only or args.variants), bool(args.peers)
+    asked = args.peers.split(",") if args.peers else list(PEERS) if complete and args.device == "cpu" else []
+    args.peers = []
+    for peer in asked:
+        if peer not in (*PEERS, "none"):
+            parser.error(f"unknown peer {peer!r}; known: {', '.join(PEERS)}, none")
+        if peer in PEERS and _interpreter(peer).exists():
+            args.peers.append(peer)
+        elif peer in PEERS:
+            told = f"{peer} is not installed: benchmarks/peers/setup.sh {peer}"
+            parser.error(told) if explicit else print(f"not measured: {told}", flush=True)
     return args
 
 

@@ -45,6 +45,10 @@ class ClientFailure(FedloomError):
         self.client, self.program, self.round = client, program, round
 
 
+class RoundFailure(FedloomError):
+    """A method's `round` raised; says where, and which replies of the round were unlike the others."""
+
+
 class StateMutated(FedloomError):
     """A method changed a tensor of its state in place; states are shared with jobs that are still under way."""
 

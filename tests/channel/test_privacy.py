@@ -32,7 +32,7 @@ from fedloom.channel import (
     norm_of,
     top_k,
 )  # fmt: skip
-from fedloom.engines.fold import divided, fold_chunk
+from fedloom.engines.fold import divided, fold_chunk, tree
 from fedloom.errors import ConfigError, FedloomWarning, MessageError, MissingExtra, NotSupported
 from fedloom.keyed import generator
 from fedloom.message import At, Message, dumps, loads, once, opened
@@ -65,7 +65,7 @@ def mean_of(messages: list[Message], stages: Any, ex: Exchange) -> Message:
     """What the host does with a cohort's replies."""
     channel = Channel.of(stages)
     sent = [opened(channel.decode(channel.encode(m, sender()))) for m in messages]
-    total, left_out = fold_chunk([(k, m, 1.0) for k, m in enumerate(sent)])
+    total, left_out = tree([fold_chunk([(k, m, 1.0) for k, m in enumerate(sent)])])
     assert not left_out
     settled = channel.settle(total.message(), ex)
     return Message({k: divided(v, ex.weight) for k, v in settled.items()})

@@ -44,7 +44,7 @@ class Fold:
 
 @dataclass
 class Total:
-    """A partial sum: values by name, the weight and the jobs in it, and the structure all of them had."""
+    """A partial sum of replies of one structure: values by name, their weight, and the jobs in it."""
 
     values: dict[str, Any] = field(default_factory=dict)
     weight: float = 0.0
@@ -52,13 +52,9 @@ class Total:
     structure: object = None
 
     def plus(self, other: Total) -> Total:
-        """The sum of two partial sums. Where structures differ the one with more replies stays; ties keep the left."""
-        if not other.jobs:
-            return self
-        if not self.jobs:
-            return other
-        if self.structure != other.structure:
-            return self if len(self.jobs) >= len(other.jobs) else other
+        """The sum of two partial sums of one structure; an empty one adds nothing."""
+        if not (self.jobs and other.jobs):
+            return self if self.jobs else other
         values = {k: added(v, other.values[k]) for k, v in self.values.items()}
         return Total(values, self.weight + other.weight, self.jobs + other.jobs, self.structure)
 
@@ -66,32 +62,43 @@ class Total:
         return Message(self.values)
 
 
-def tree(parts: Sequence[Total]) -> Total:
-    """Partial sums of consecutive chunks, added pairwise in a fixed binary tree: equal for any number of workers."""
-    level = list(parts) or [Total()]
+def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> list[Total]:
+    """The sums of one chunk, one for each structure that occurs: (job number, opened message, weight) each."""
+    alike: dict[object, list[tuple[int, Message, float]]] = {}
+    for entry in entries:
+        alike.setdefault(structure(entry[1]), []).append(entry)
+    totals = []
+    for kind, members in alike.items():
+        weights = [w for _, _, w in members]
+        values = {name: weighted([m[name] for _, m, _ in members], weights) for name in members[0][1]}
+        totals.append(Total(values, sum(weights), [n for n, _, _ in members], kind))
+    return totals
+
+
+def tree(chunks: Sequence[Sequence[Total]]) -> tuple[Total, dict[int, str]]:
+    """Sums of consecutive chunks, added pairwise in a fixed binary tree: equal for any number of workers.
+
+    Returns:
+        the sum of the replies whose structure most have (of equally many: the first), and the reason for each job
+        that is left out.
+    """
+    replies = Counter[object]()
+    for part in (t for chunk in chunks for t in chunk):
+        replies[part.structure] += len(part.jobs)
+    if not replies:
+        return Total(), {}
+    common = max(replies, key=lambda s: replies[s])
+    level = [next((t for t in chunk if t.structure == common), Total()) for chunk in chunks]
     while len(level) > 1:
         level = [level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
-    return level[0]
-
-
-def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> tuple[Total, dict[int, str]]:
-    """The sum of one chunk: (job number, opened message, weight) each.
-
-    Replies whose structure differs from that of most are left out and named with the reason.
-    """
-    if not entries:
-        return Total(), {}
-    counted = Counter(structure(m) for _, m, _ in entries)
-    common = max(counted, key=lambda s: counted[s])  # ties: the first seen
     left_out = {
-        number: f"its fields {_brief(structure(m))} differ from the others' {_brief(common)}"
-        for number, m, _ in entries
-        if structure(m) != common
+        job: f"its fields {brief(part.structure)} differ from most others' {brief(common)}"
+        for chunk in chunks
+        for part in chunk
+        if part.structure != common
+        for job in part.jobs
     }
-    kept = [(n, m, w) for n, m, w in entries if n not in left_out]
-    weights = [w for _, _, w in kept]
-    values = {name: weighted([m[name] for _, m, _ in kept], weights) for name in kept[0][1]}
-    return Total(values, sum(weights), [n for n, _, _ in kept], common), left_out
+    return level[0], left_out
 
 
 def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
@@ -167,7 +174,8 @@ def structure(value: Any) -> object:
     return type(value).__name__
 
 
-def _brief(s: object) -> str:
+def brief(s: object) -> str:
+    """A structure in few words."""
     text = (
         ", ".join(f"{k}: {v[1] if isinstance(v, tuple) and len(v) > 1 else v}" for k, v in s)
         if isinstance(s, tuple)

@@ -50,13 +50,13 @@ class Local:
             run = self._pool.map if self._pool and len(chunks) > 1 else map
             done = list(run(lambda chunk: self._run_chunk(chunk, fold), chunks))
         outcomes = {o.job.number: o for part, _ in done for o in part}
-        total = tree([t for _, t in done]) if fold else None
-        if total is not None:
-            counted = set(total.jobs)
-            for o in outcomes.values():
-                if o.message is not None and o.job.number not in counted:
-                    o.excluded = o.excluded or "its fields differ from those of most replies"
-                o.message = None
+        if fold is None:
+            return [outcomes[j.number] for j in jobs], None
+        total, left_out = tree([sums for _, sums in done])
+        for number, reason in left_out.items():
+            outcomes[number].excluded = reason
+        for outcome in outcomes.values():
+            outcome.message = None
         return [outcomes[j.number] for j in jobs], total
 
     def compute(self, requests: Sequence[Training]) -> list[Trained]:
@@ -79,7 +79,7 @@ class Local:
             self._pool.shutdown()
 
     # ------------------------------------------------------------ one chunk
-    def _run_chunk(self, jobs: Sequence[Job], fold: Fold | None) -> tuple[list[Outcome], Total]:
+    def _run_chunk(self, jobs: Sequence[Job], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
         turns = [Turn(self.plan, job) for job in jobs]
         for turn in turns:
             turn.advance()
@@ -105,27 +105,23 @@ class Local:
             for turn, result in zip(members, results):
                 turn.advance(result)
 
-    def _gather(self, turns: Sequence[Turn], fold: Fold | None) -> tuple[list[Outcome], Total]:
+    def _gather(self, turns: Sequence[Turn], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
         if fold is None:
             for turn in turns:
                 if turn.result is not None:
                     turn.outcome.message = Message(settled(dict(turn.result)))
                     _exclude_unless_finite(turn)
-            return [t.outcome for t in turns], Total()
-        total = self._fold(turns, fold)
-        if not _finite(total):  # somebody's reply is not: look at each, and add again without it
+            return [t.outcome for t in turns], []
+        sums = self._fold(turns, fold)
+        if not all(map(_finite, sums)):  # somebody's reply is not: look at each, and add again without it
             for turn in turns:
                 if turn.result is not None:
                     turn.outcome.message = Message(settled(dict(turn.result)))
                     _exclude_unless_finite(turn)
-            total = self._fold(turns, fold)
-        for turn in turns:
-            turn.outcome.message = turn.result  # counted or excluded when the tree is complete; then dropped
-            if turn.result is not None:
-                turn.outcome.message = _FOLDED
-        return [t.outcome for t in turns], total
+            sums = self._fold(turns, fold)
+        return [t.outcome for t in turns], sums
 
-    def _fold(self, turns: Sequence[Turn], fold: Fold) -> Total:
+    def _fold(self, turns: Sequence[Turn], fold: Fold) -> list[Total]:
         entries = []
         for turn in turns:
             if turn.result is None or turn.outcome.excluded:
@@ -136,11 +132,7 @@ class Local:
                 turn.outcome.excluded = str(e)
                 continue
             entries.append((turn.job.number, turn.result, weight))
-        total, left_out = fold_chunk(entries)
-        for turn in turns:
-            if turn.job.number in left_out:
-                turn.outcome.excluded = left_out[turn.job.number]
-        return total
+        return fold_chunk(entries)
 
     def _chunk_size(self, jobs: Sequence[Job]) -> int:
         """How many clients are computed together: known from the first job's first request."""
@@ -155,9 +147,6 @@ class Local:
             turn.coroutine.close()
             self._chunks[key] = max(1, k)
         return self._chunks[key]
-
-
-_FOLDED = Message()
 
 
 def _groups(requests: Sequence[Training]) -> list[list[int]]:

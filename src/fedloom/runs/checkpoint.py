@@ -33,11 +33,11 @@ def save(folder: Path, round: int, content: Any) -> Path:
         _sync(folder)
     except OSError as e:
         partial.unlink(missing_ok=True)
-        kept = ", ".join(p.name for p in _all(folder)) or "none"
+        kept = ", ".join(p.name for p in found(folder)) or "none"
         raise CheckpointError(
             f"could not write {path}: {e.strerror or e}. Checkpoints still there: {kept}. Make room and `fedloom resume`"
         ) from None
-    for old in _all(folder)[:-KEEP]:
+    for old in found(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path
 
@@ -52,13 +52,13 @@ def load(folder: Path) -> tuple[int, Any, list[str]]:
         CheckpointError: none there, or none whole.
     """
     troubles: list[str] = []
-    for path in reversed(_all(folder)):
+    for path in reversed(found(folder)):
         try:
             return int(path.stem.split("-")[1]), _read(path), troubles
         except (CheckpointError, MessageError) as e:
             troubles.append(f"{path.name}: {e}; the one before is used")
-    found = "; ".join(troubles) or f"there is no *.ckpt in {folder}"
-    raise CheckpointError(f"nothing to resume from: {found}")
+    told = "; ".join(troubles) or f"there is no *.ckpt in {folder}"
+    raise CheckpointError(f"nothing to resume from: {told}")
 
 
 def _read(path: Path) -> Any:
@@ -72,7 +72,8 @@ def _read(path: Path) -> Any:
     return loads(body)
 
 
-def _all(folder: Path) -> list[Path]:
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
     return sorted(folder.glob("round-*.ckpt"))
 
 

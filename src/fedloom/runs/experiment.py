@@ -218,6 +218,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.wall = 0.0
         self.resumed_from: int | None = None
+        self.started = False
         self.chosen: dict[str, str] = {}
         saved = self._read_checkpoint() if resume else None
         self.plan = experiment.plan()
@@ -320,8 +321,9 @@ class Run:
     def _go(self) -> Run:
         e = self.experiment
         self._open()
-        if self.resumed_from is None:
+        if not self.started:
             self.host.start(e.before)
+            self.started = True
         self._say("start", rounds=e.rounds)
         saved_at = time.monotonic()
         try:
@@ -399,10 +401,10 @@ class Run:
         from .config import write_config
 
         write_config(self)
+        if self.resumed_from is None:
+            self._save()  # before the log: a kill from here on leaves a folder that can be resumed
         text = "".join(json.dumps(r) + "\n" for r in self.rows)  # rows after the checkpoint are run again
         _replace(log, text)
-        if self.resumed_from is None:
-            self._save()
 
     def _write_row(self, row: dict[str, Any]) -> None:
         if self.out is not None:
@@ -418,7 +420,7 @@ class Run:
             {
                 "identity": identity(self.experiment),
                 "state": host.state,
-                "started": host.state is not None,
+                "started": self.started,
                 "memories": host.memories,
                 "books": host.books,
                 "holds": host.holds,
@@ -436,9 +438,12 @@ class Run:
             },
         )
 
-    def _read_checkpoint(self) -> dict[str, Any]:
+    def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
+        if (self.out / "config.toml").exists() and not checkpoint.found(self.out / "checkpoints"):
+            self._say("note", text="killed before its first checkpoint: it starts again")
+            return None
         _, saved, troubles = checkpoint.load(self.out / "checkpoints")
         for line in troubles:
             self._say("note", text=line)
@@ -461,7 +466,7 @@ class Run:
         host.dispatch.cuts_seen = saved["cuts"]
         host.dispatch.revive()
         self.rows, self.wall = saved["rows"], saved["wall"]
-        self.resumed_from = host.version if saved["started"] else None
+        self.resumed_from, self.started = host.version, saved["started"]
 
     def _close(self) -> None:
         if self.out is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,9 @@ from fedloom.channel.stage import Exchange
 from fedloom.client import Ask, Client, Query
 from fedloom.clients import Clients
 from fedloom.engines.base import Engine, Job, Outcome, Plan
-from fedloom.engines.fold import Fold, divided
+from fedloom.engines.fold import Fold, brief, divided, structure
 from fedloom.engines.turn import answered
-from fedloom.errors import NotSupported
+from fedloom.errors import FedloomError, NotSupported, RoundFailure
 from fedloom.keyed import generator
 from fedloom.message import Message, Once, nbytes, opened
 from fedloom.replies import Cohort, Evaluation, Replies, Reply
@@ -57,6 +58,7 @@ class Host:
         self.participants = 0
         self._draws: dict[str, int] = {}
         self._turns: dict[int, int] = {}
+        self._kinds: dict[object, list[int]] = {}
 
     # ------------------------------------------------------------ rounds
     def start(self, before: Any = None) -> None:
@@ -65,9 +67,27 @@ class Host:
     def round(self) -> None:
         """One server step; the clock and the counters move with it."""
         self._fresh_round()
-        self.state = self.plan.method.round(self.state, self.clients)
+        try:
+            self.state = self.plan.method.round(self.state, self.clients)
+        except FedloomError:
+            raise
+        except Exception as e:
+            raise self._failure(e) from e
         self.now = max(self.now, self.clients.now)
         self.version += 1
+
+    def _failure(self, e: Exception) -> RoundFailure:
+        """What went wrong in a round, where, and whether odd replies may be why."""
+        frames = traceback.extract_tb(e.__traceback__)
+        at = [f for f in frames if f.name == "round"][-1]
+        odd = ""
+        if len(self._kinds) > 1:
+            listed = "; ".join(f"{brief(kind)} from clients {ids[:5]}" for kind, ids in self._kinds.items())
+            odd = f". The replies of this round are not alike: {listed}"
+        return RoundFailure(
+            f"{type(self.plan.method).__name__}.round failed in round {self.version} with {type(e).__name__}: {e} "
+            f"({at.filename}:{at.lineno}){odd}"
+        )
 
     # ------------------------------------------------------------ keys
     def draw(self, purpose: str = "") -> int:
@@ -140,6 +160,8 @@ class Host:
             for o in outcomes
             if o.message is not None and o.excluded is None
         ]
+        for reply in replies:
+            self._kinds.setdefault(structure(reply.message), []).append(reply.id)
         return replies, end
 
     def total(
@@ -285,6 +307,7 @@ class Host:
 
     def _reply(self, p: Posted, time: float | None = None) -> Reply:
         assert p.reply is not None
+        self._kinds.setdefault(structure(p.reply), []).append(p.id)
         return Reply(
             p.id,
             self.plan.federation.size(p.id),
@@ -324,7 +347,13 @@ class Host:
 
     # ------------------------------------------------------------ peers
     def mix(self, name: str, topology: Any, ids: Sequence[int], start: float) -> float:
-        """Each client's vector becomes the weighted mean of its neighbours'; bytes are those of every directed edge."""
+        """Each client's vector becomes the weighted mean of its neighbours'; bytes are those of every directed edge.
+
+        Clients that hold none (no job of theirs has counted yet) sit it out.
+        """
+        ids = [i for i in ids if name in self.memory_of(i)]
+        if not ids:
+            return start
         matrix = topology.matrix(ids, generator(*self.draw_key("topology")))
         rows = [self.memories[i][name] for i in ids]
         mixed = matrix.to(rows[0].dtype) @ torch.stack(rows)

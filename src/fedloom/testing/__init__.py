@@ -1,12 +1,12 @@
 """The contract suite, for Fedloom's methods and for yours.
 
-    from fedloom.testing import check_method, parametrize_with_checks
+from fedloom.testing import check_method, parametrize_with_checks
 
-    check_method(MyMethod)                       # raises ContractBroken with every promise that was not kept
+check_method(MyMethod)                       # raises ContractBroken with every promise that was not kept
 
-    @parametrize_with_checks([MyMethod])         # in a test file: pytest -k mymethod-resume
-    def test_contract(check):
-        check()
+@parametrize_with_checks([MyMethod])         # in a test file: pytest -k mymethod-resume
+def test_contract(check):
+    check()
 """
 
 from __future__ import annotations

@@ -148,7 +148,9 @@ def small(method: M) -> M:
             changes[f.name] = min(value, _COUNTS[f.name])
         elif isinstance(value, Solver):
             steps = None if value.steps is None else min(value.steps, 3)
-            changes[f.name] = replace(value, epochs=min(value.epochs, 2), batch_size=min(value.batch_size, 4), steps=steps)
+            changes[f.name] = replace(
+                value, epochs=min(value.epochs, 2), batch_size=min(value.batch_size, 4), steps=steps
+            )
         elif isinstance(value, Method) and is_dataclass(value):
             changes[f.name] = small(value)
     return replace(method, **changes)  # type: ignore[type-var]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ class Trial:
     @cached_property
     def reference(self) -> Run:
         """The run others are compared with: sequential, float64, overheard by `spy`."""
-        return self.run(behave={i: self.spy for i in range(len(SIZES))}, evaluate_every=1)
+        return self.run(behave=dict.fromkeys(range(len(SIZES)), self.spy), evaluate_every=1)
 
     def spy_on_reference(self) -> list[Heard]:
         """Every exchange of the reference run."""
@@ -112,16 +113,16 @@ class Trial:
 
     @cached_property
     def victim(self) -> int:
-        """A client that takes part in the first round, and not the first to do so."""
+        """A client of the first round: the first to answer, so that under a clock its reply arrives."""
         took_part = list(dict.fromkeys(h.client for h in self.spy_on_reference() if h.round == 0))
-        return took_part[-1] if took_part else 0
+        return took_part[0] if took_part else 0
 
     def misled(self, behaviour: Behaviour, **options: Any) -> Run:
         """A run in which the victim behaves like this."""
         return self.run(behave={self.victim: behaviour}, on_failure="exclude", **options)
 
     def killed_after(self, round: int) -> Run:
-        """Killed when round `round` (from 1) has ended but before it was saved, then resumed in a new process's stead."""
+        """Killed when round `round` (from 1) has ended but is not saved yet, then resumed by a new experiment."""
 
         def kill(event: Mapping[str, Any]) -> None:
             if event["event"] == "round" and event["round"] == round:
@@ -129,8 +130,6 @@ class Trial:
 
         with tempfile.TemporaryDirectory(prefix="fedloom-") as folder:
             options = {"out": Path(folder) / "run", "checkpoint_seconds": 0.0, "evaluate_every": 1}
-            try:
+            with contextlib.suppress(Killed):
                 self.experiment(observers=(kill,), **options).run()
-            except Killed:
-                pass
             return self.experiment(**options).run(resume=True)

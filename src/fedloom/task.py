@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data.fields import Data
+from .data.fields import IGNORE, Data
 from .errors import ConfigError, DataError
 from .message import Message
 from .training.losses import cross_entropy
@@ -33,13 +33,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """Share of samples (or unmasked positions) whose highest score is the target; and the mean loss."""
+    """Share of samples (in sequences: of positions asked for) whose highest score is the target; and the mean loss."""
 
     def count(self, scores: Tensor, batch: Data) -> Message:
-        hit = (scores.argmax(-1) == batch.y).double()
-        loss = cross_entropy(scores, batch.y).double().sum()
-        per_sample = hit if hit.dim() == 1 else hit.flatten(1).mean(1)
-        return Message(n=float(len(batch)), hits=float(per_sample.sum()), loss=float(loss))
+        target, scores = batch.y.flatten(), scores.flatten(0, -2)
+        asked = target != IGNORE
+        hits = (scores.argmax(-1) == target) & asked
+        loss = F.cross_entropy(scores, target, reduction="sum", ignore_index=IGNORE)
+        return Message(n=float(asked.sum()), hits=float(hits.sum()), loss=float(loss))
 
     def finish(self, total: Message) -> dict[str, float]:
         n = max(total.n, 1.0)

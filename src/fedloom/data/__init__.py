@@ -3,9 +3,8 @@ report.
 """
 
 from .federation import Federation
-from .fields import Data
+from .fields import IGNORE, Data
 from .partitions import (
-    IGNORE,
     IID,
     ConceptShift,
     Dirichlet,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import ConfigError
+from fedloom.errors import ConfigError
+
 from .convert import moments, scale
 from .fields import Data
 from .partitions import IID, Dirichlet, Natural, numbers

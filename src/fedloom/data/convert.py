@@ -13,8 +13,7 @@ from torch import Tensor
 
 from fedloom.errors import DataError
 
-from .fields import Data
-from .partitions import IGNORE
+from .fields import IGNORE, Data
 
 RESERVED = frozenset(name for name in (*dir(Data), "train", "val", "test") if not name.startswith("_"))
 

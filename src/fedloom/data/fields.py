@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fedloom.errors import DataError
 
+IGNORE = -100
+"""The label of a position without one (a prompt, padding): not learned and not counted."""
+
 
 class Data(Mapping[str, Tensor]):
     """Named tensors whose first axis is the sample: `Data(x=images, y=labels)`; `data.x`, `data["y"]`,

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ConfigError
-from .fields import Data
-from .partitions import IGNORE, IID, Dirichlet, Domains, Natural
+from fedloom.errors import ConfigError
+
+from .fields import IGNORE, Data
+from .partitions import IID, Dirichlet, Domains, Natural
 from .registry import Folder, Source, choice, integers, pixels, source
 
 _CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -30,9 +30,6 @@ from fedloom.keyed import seed_of
 
 from .fields import Data
 
-IGNORE = -100
-"""The label of a position without one (PyTorch's `ignore_index`); only in labels with more than one axis."""
-
 Encoder: TypeAlias = Callable[[Tensor], Tensor]
 
 

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, unknown
+from fedloom.errors import ConfigError, DataError, unknown
+
 from .fields import Data
 from .partitions import IID, Partition
 from .population import add_data

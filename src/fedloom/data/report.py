@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import DataError
-from ..keyed import choose
+from fedloom.errors import DataError
+from fedloom.keyed import choose
+
 from .federation import Federation
 from .fields import Data
 from .partitions import numbers

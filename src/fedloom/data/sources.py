@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, unknown
+from fedloom.errors import ConfigError, unknown
+
 from . import bundled, folder, tabular, texts
 from .convert import check
 from .federation import Federation

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from fedloom.errors import ConfigError, DataError
+
 from .convert import answered, text_rows
 from .fields import Data
 from .partitions import IID, Dirichlet, Natural

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedloom.data.fields import IGNORE
+
 
 class _ShortCrossEntropy(torch.autograd.Function):
     """Cross entropy over few classes: classes first, because softmax over a short last axis is not vectorised."""
@@ -29,13 +31,13 @@ class _ShortCrossEntropy(torch.autograd.Function):
 
 def cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
     """Per-sample cross entropy: scores `(n, classes)` or `(n, length, classes)`, target `(n,)` or `(n, length)`; a
-    sequence's loss is the mean over its positions."""
+    sequence's loss is the mean over its positions but those marked `IGNORE` (a prompt, padding)."""
     if scores.dim() == 2 and _worth_it(scores) and not _transformed(scores):
         return _ShortCrossEntropy.apply(scores, target)  # type: ignore[no-any-return]
     if scores.dim() == 2:
         return F.cross_entropy(scores, target, reduction="none")
-    flat = F.cross_entropy(scores.flatten(0, -2), target.flatten(), reduction="none")
-    return flat.view(target.shape).flatten(1).mean(1)
+    each = F.cross_entropy(scores.flatten(0, -2), target.flatten(), reduction="none").view(target.shape).flatten(1)
+    return each.sum(1) / (target != IGNORE).flatten(1).sum(1).clamp(min=1)
 
 
 def _worth_it(scores: Tensor) -> bool:

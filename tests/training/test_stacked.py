@@ -18,7 +18,15 @@ from fedloom.model import Model
 from fedloom.task import Classification
 from fedloom.training.request import Schedule, Trained, Training
 from fedloom.training.solvers import SGD, Adam, Solver
-from fedloom.training.stacked import NotStackable, Row, add_rows, train_stacked
+from fedloom.training.stacked import (
+    NotStackable,
+    Row,
+    add_rows,
+    best_path,
+    choose_chunk,
+    probe,
+    train_stacked,
+)
 
 torch.set_num_threads(1)
 SIZES = [9, 8, 5, 1]  # partial batches, unequal numbers of steps, one sample
@@ -600,3 +608,70 @@ def test_not_finite_is_seen():
     bad.data = {"": bad.data[""].replace(x=bad.data[""].x * float("nan"))}
     out = train_stacked(requests)
     assert [bool(torch.isfinite(o.vector).all()) for o in out] == [True, False, True, True]
+
+
+# ---------------------------------------------------------------- the choice
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x - x.mean(0))
+
+
+class Sideways(nn.Module):
+    """The batch is not the first axis where the weights are met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.l = nn.Embedding(11, 8), nn.Linear(8, 3)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.l(self.e(t).transpose(0, 1)).mean(0)
+
+
+def dropping() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(("net", "kind"), [(mlp, "vector"), (wide, "vector"), (cnn, "image"), (Attention, "tokens")])
+@pytest.mark.parametrize("step", [None, prox, sharpness])
+def test_probe_lets_pass(net, kind, step):
+    assert probe(cohort(model_of(net, torch.float32), kind, step=step, shared={"anchor": None})) is None
+    solver = Adam(lr=0.01, batch_size=4)
+    assert probe(cohort(model_of(net, torch.float32), kind, solver=solver, step=step, shared={"anchor": None})) is None
+
+
+def test_probe_lets_dropout_and_norms_pass():
+    assert probe(cohort(model_of(dropping, torch.float32))) is None
+    assert probe(cohort(model_of(batch_norm, torch.float32, buffers="vector"), "image")) is None
+
+
+@pytest.mark.parametrize(
+    ("net", "kind", "reason"),
+    [
+        (Mixing, "vector", "samples mix"),
+        (Sideways, "tokens", ""),
+        (Branching, "vector", "branch"),
+        (lambda: Recurrent("lstm"), "tokens", "LSTM"),
+    ],
+)
+def test_probe_finds(net, kind, reason):
+    found = probe(cohort(model_of(net, torch.float32), kind))
+    assert found is not None
+    assert reason in found
+
+
+def test_best_path_says_why():
+    path, why = best_path(cohort(model_of(mlp, torch.float32), sizes=[20] * 40))
+    assert path in ("stacked", "plain")
+    assert "chunk of 40" in why
+
+
+def test_chunks_fit_the_cache():
+    small, large = cohort(model_of(mlp, torch.float32))[0], cohort(model_of(wide, torch.float32))[0]
+    assert choose_chunk(small, 100) == 100
+    assert 1 <= choose_chunk(large, 100) <= 100
+    assert choose_chunk(cohort(model_of(cnn), "image")[0], 11) in (4, 5)
+    assert choose_chunk(small, 1) == 1

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..data.fields import Data
+from fedloom.data.fields import Data
+
 from .solvers import Solver
 
 if TYPE_CHECKING:
-    from ..model import Model
+    from fedloom.model import Model
 
 LossHook: TypeAlias = Callable[..., Tensor]
 """`loss(model, w, batch, extras)` -> one value per sample."""
@@ -93,7 +94,7 @@ class Training:
             code_key(self.loss),
             code_key(self.step),
             tuple((n, *((f, t.shape[1:], t.dtype) for f, t in d.items())) for n, d in self.data.items()),
-            tuple((n, s.index.shape[1]) for n, s in self.schedules.items()),
+            tuple(self.schedules),
             tuple((n, value_key(v)) for n, v in self.extras.items()),
             value_key(self.carry),
             None if self.only is None else id(self.only),

@@ -6,8 +6,10 @@ it is needed (`sinks.py`, `lazy.py`), steps are recognised rather than declared 
 before it matters.
 """
 
+from .chunk import choose_chunk
 from .loop import train_stacked
 from .perclient import NotStackable
+from .probe import best_path, probe
 from .rows import Row, add_rows
 
-__all__ = ["NotStackable", "Row", "add_rows", "train_stacked"]
+__all__ = ["NotStackable", "Row", "add_rows", "best_path", "choose_chunk", "probe", "train_stacked"]

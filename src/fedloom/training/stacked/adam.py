@@ -26,6 +26,8 @@ class AdamSteps:
     so their arithmetic must stay as written.
     """
 
+    how = "fused Adam"
+
     def __init__(self, cohort: Cohort, twin: Twin, forward: Forward, moving: set[str]) -> None:
         assert isinstance(cohort.solver, Adam)
         self.cohort, self.forward, self.solver = cohort, forward, cohort.solver

@@ -46,6 +46,7 @@ class AffineSteps:
         self.blocks = Blocks(cohort, twin, moving, names)
         start = self.blocks.starts[0] if cohort.start is not None else None
         self.lazies = [self._lazy(twin.lazy(w, b), start, shift, pull, rank) for (w, b), rank in layers.items()]
+        self.how = "lazy dense layers" if self.lazies else "fused update"
         self.shift = self._pieces(shift, start)
         self.pull = self._pieces(pull, start)
         self.speed: dict[str, Tensor] = {}

@@ -127,10 +127,7 @@ class _Stream:
                     n = b * self.width
                     if n != rows.shape[1]:
                         batch = [x[:n] for x in batch]
-                    seed, padded = (
-                        self._even(b, self.width) if seeds is None else seeds[at - t0 + i][:n],
-                        seeds is not None,
-                    )
+                    seed = self._even(b, self.width) if seeds is None else seeds[at - t0 + i][:n]
                     if self.exact and (real := self.schedules[0].counts[at + i]) != self.width:
                         batch = [x.unflatten(0, (b, -1))[:, :real].flatten(0, 1) for x in batch]
                         seed = self._even(b, real)

@@ -41,6 +41,7 @@ class ExplicitSteps:
         now: the step under way, and who is told its first losses.
     """
 
+    how = "explicit gradients"
     now: Step
     track: Callable[[Tensor], None]
 
@@ -168,9 +169,10 @@ class ExplicitSteps:
     def _move(self, w: Tensor, direction: Tensor, k: int) -> None:
         """The solver along the directions, in place."""
         solver = self.solver
-        before = w.clone() if self.outside is not None else None
-        if self.outside is not None:
-            direction = direction.masked_fill(self.outside, 0.0)
+        outside = self.outside
+        before = None if outside is None else w.clone()
+        if outside is not None:
+            direction = direction.masked_fill(outside, 0.0)
         if isinstance(solver, Adam):
             (b1, b2), t = solver.betas, self.t + 1
             m, v = self.m[:k], self.v[:k]
@@ -184,8 +186,8 @@ class ExplicitSteps:
             if self.momentum:
                 direction = self.m[:k].mul_(self.momentum).add_(direction)
             w.add_(direction, alpha=-solver.lr)
-        if before is not None:
-            torch.where(self.outside, before, w, out=w)
+        if outside is not None and before is not None:
+            torch.where(outside, before, w, out=w)
 
     # ------------------------------------------------------------ results
     def pieces(self) -> list[Piece]:

@@ -73,6 +73,7 @@ def _together(requests: Sequence[Training], twin: Twin, exact: bool = False) -> 
         twin.chunk = None
     stepping = _way(cohort, twin)
     tracked = _loop(cohort, twin, stepping, exact)
+    twin.how = stepping.how
     chunk = twin.chunk = Chunk(stepping.pieces(), cohort.first.start)
     out: list[Trained] = [_untouched(r) for r in requests]
     for j, r in enumerate(cohort.requests):

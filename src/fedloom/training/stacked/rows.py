@@ -206,9 +206,7 @@ def _of_tensor(names: str) -> list[Any]:
 
 # Questions that need no numbers.
 _LOOKS = {
-    *_of_tensor(
-        "size dim ndimension numel nelement element_size __len__ __hash__ is_floating_point is_complex"
-    ),
+    *_of_tensor("size dim ndimension numel nelement element_size __len__ __hash__ is_floating_point is_complex"),
     *_of_tensor("shape ndim dtype device layout requires_grad is_leaf grad_fn grad is_cuda is_sparse is_quantized"),
     *_of_tensor("is_meta is_nested is_mkldnn nbytes itemsize"),
     *(torch.is_floating_point, torch.is_complex, torch.numel),

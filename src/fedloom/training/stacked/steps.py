@@ -19,7 +19,9 @@ Evaluate = Callable[[], Tensor]
 
 
 class Steps(Protocol):
-    """One way to step all active clients of a cohort."""
+    """One way to step all active clients of a cohort; `how` names it for people."""
+
+    how: str
 
     def active(self, k: int) -> None:
         """Only the first k clients go on."""

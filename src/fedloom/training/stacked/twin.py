@@ -29,7 +29,7 @@ class Twin:
         statistics: running statistics (under the rule "vector"), by name.
         mixing: the network has normalisations over the batch, which padded samples must not enter.
         foreign, crossed: lengths no batch may be confused with (`perclient.FOLD`).
-        chunk: the results of the chunk trained last, which live in this twin's memory.
+        chunk: the results of the chunk trained last, which live in this twin's memory; how it was stepped.
     """
 
     def __init__(self, model: Model, like: Tensor) -> None:
@@ -65,6 +65,7 @@ class Twin:
         self.arenas: dict[str, Arena] = {}
         self.like = empty
         self.chunk: Chunk | None = None
+        self.how = ""
         self.foreign: set[int] = set()
         self.crossed: set[int] = set()
         self.surveys: dict[object, Notes | NotStackable] = {}

@@ -1,0 +1,172 @@
+"""Decide by trying: is the stacked result that of each client alone, and is it faster?"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.errors import FedloomError
+from fedloom.keyed import generator
+from fedloom.training.plain import train_plain
+from fedloom.training.request import Schedule, Trained, Training
+from fedloom.training.solvers import SGD
+
+from .chunk import choose_chunk
+from .loop import train_stacked
+from .perclient import NotStackable
+from .rows import add_rows
+from .twin import twin_of
+
+if TYPE_CHECKING:
+    from fedloom.model import Model
+
+_SECONDS = 0.5  # of timing, about, for each path
+_FOUND: dict[object, tuple[str | None, Training]] = {}
+
+
+def probe(requests: Sequence[Training]) -> str | None:
+    """Why these requests cannot be trained as one computation; None if they can. Kept by `alike()` key.
+
+    Two clients with different weights, data and odd batch sizes take two steps, stacked and one by one. That finds
+    what raises no error: samples that mix, an axis that is not the batch.
+    """
+    key = requests[0].alike()
+    if key not in _FOUND:
+        if len(_FOUND) >= 1024:
+            _FOUND.clear()
+        _FOUND[key] = (_probe(requests), requests[0])  # the request is kept: keys hold ids of what it refers to
+    return _FOUND[key][0]
+
+
+def _probe(requests: Sequence[Training]) -> str | None:
+    busy = [r for r in requests if r.steps > 0]
+    if not busy:
+        return None
+    pair = (busy[0], busy[-1])
+    model = _without_chance(pair[0].model)
+    gradient = SGD(lr=1e-2, clip=pair[0].solver.clip)
+    trials: list[tuple[tuple[tuple[int, int], ...], bool, dict[str, Any]]] = [  # batch sizes, own starts, changes
+        (((5, 2), (3, 3)), True, {"model": model, "solver": gradient, "step": None, "carry": None}),
+        (((3, 3), (3, 3)), False, {"model": model, "solver": gradient, "step": None, "carry": None}),
+    ]
+    if pair[0].step is not None:
+        trials.append((((5, 2), (3, 3)), False, {"model": model, "solver": gradient}))
+    try:
+        for i, (sizes, own, changes) in enumerate(trials):
+            made = [_small(r, counts, j, own, changes) for j, (r, counts) in enumerate(zip(pair, sizes))]
+            alone = train_plain(made)
+            if any(_apart(a, b, r) > 1e-6 for a, b, r in zip(alone, train_plain(_reseeded(made)), made)):
+                return "it draws random numbers that cannot be switched off to compare with"
+            together = train_stacked(made)
+            # A rule like Adam's makes whole steps of what is zero but for rounding: hooks are compared roughly.
+            allowed = 1e-3 if i < 2 else 0.5
+            worst = max(_apart(a, b, r) for a, b, r in zip(together, alone, made))
+            if not worst <= allowed:
+                return f"its result differs from that of each client alone (by {worst:.0%} of a step): samples mix"
+    except NotStackable as e:
+        return str(e)
+    except FedloomError:
+        return None  # the caller's mistake: whoever trains will hear of it
+    return None
+
+
+def _small(r: Training, counts: tuple[int, int], j: int, own: bool, changes: Mapping[str, Any]) -> Training:
+    """Two steps of a request with these batch sizes."""
+    schedules = {}
+    for name, data in r.data.items():
+        index = (torch.arange(2 * max(counts)) * 7 + 3 * j) % len(data)
+        schedules[name] = Schedule(index.view(2, -1), list(counts))
+    start = r.start.detach().clone() if own else r.start
+    if own:
+        noise = torch.randn(start.shape, generator=generator("probe", j)).to(start)
+        start.mul_(1 + 0.05 * noise)
+    return replace(r, start=start, steps=2, schedules=schedules, key=("probe", j), **changes)
+
+
+def _reseeded(requests: Sequence[Training]) -> list[Training]:
+    return [replace(r, key=("probe again", *r.key)) for r in requests]
+
+
+def _apart(a: Trained, b: Trained, r: Training) -> float:
+    """The difference of two results relative to how far training moved, beyond what rounding does to the weights."""
+    x, y, start = a.vector.clone().double(), b.vector.clone().double(), r.start.detach().clone().double()
+    rounding = torch.finfo(r.start.dtype).eps * 4 * float(start.norm())
+    if not bool(torch.isfinite(y).all()):
+        return 0.0
+    return max(0.0, float((x - y).norm()) - rounding) / max(float((y - start).norm()), 1e-30)
+
+
+def _without_chance(model: Model) -> Model:
+    """The model with dropout switched off, where it has any: what is random cannot be compared."""
+    from fedloom.model import _Shared
+
+    def rate(m: nn.Module) -> str | None:
+        names = ("p", "dropout") if "Dropout" in type(m).__name__ else ("dropout",)
+        return next((n for n in names if isinstance(m.__dict__.get(n), float) and m.__dict__[n] > 0), None)
+
+    if not any(rate(m) for m in model.module.modules()):
+        return model
+    quiet = copy.copy(model)
+    frozen = {id(p): p for p in model.module.parameters() if not p.requires_grad}
+    quiet.module = copy.deepcopy(model.module, dict(frozen))
+    for m in quiet.module.modules():
+        if (name := rate(m)) is not None:
+            setattr(m, name, 0.0)
+    quiet._shared = _Shared(quiet.module, model.buffers)
+    return quiet
+
+
+# ---------------------------------------------------------------- time
+def best_path(requests: Sequence[Training]) -> tuple[str, str]:
+    """The faster path, "stacked" or "plain", and why, in words for the run's configuration.
+
+    Times a few steps of these very requests both ways. Call it after `probe`.
+    """
+    busy = [r for r in requests if r.steps > 0]
+    if len(busy) < 2:
+        return "plain", "a single client"
+    busy = busy[: choose_chunk(busy[0], len(busy))]
+    k = len(busy)
+    if k < 2:
+        return "plain", "a chunk of one"
+    alone = _seconds(lambda: train_plain(_shortened(busy[:1], 4))) / min(4, busy[0].steps)
+    limit = max(3, int(_SECONDS / (alone * k)))
+    some = _shortened(busy, limit)
+    try:
+        together = _seconds(lambda: _summed(train_stacked(some)))
+    except NotStackable as e:
+        return "plain", str(e)
+    one_by_one = _seconds(lambda: train_plain(some[:: max(1, k // 4)])) * k / len(some[:: max(1, k // 4)])
+    ratio = one_by_one / together
+    how = f"chunk of {k}, {twin_of(busy[0].model, busy[0].start).how}: {ratio:.2g}x as fast as one by one"
+    return ("stacked" if ratio > 1 else "plain"), how
+
+
+def _shortened(requests: Sequence[Training], steps: int) -> list[Training]:
+    return [replace(r, steps=min(r.steps, steps)) for r in requests]
+
+
+def _summed(results: Sequence[Trained]) -> Tensor:
+    first = results[0].vector
+    acc = torch.zeros(first.shape, dtype=first.dtype, device=first.device)
+    add_rows(acc, [r.vector for r in results], [1.0] * len(results))
+    return acc
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shorter of two runs, after one that warms up."""
+    work()
+    best = float("inf")
+    for _ in range(2):
+        begin = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best

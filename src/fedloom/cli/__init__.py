@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,18 +15,26 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
 
+    import warnings
+
     from rich.console import Console
 
     from fedloom.errors import FedloomError
 
     from .app import app
 
+    console = Console(stderr=True, soft_wrap=True)
+
+    def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        console.print("[bold yellow]note[/]", end="   ")
+        console.print(str(message), markup=False, highlight=False)
+
+    warnings.showwarning = say
     try:
         app(words, prog_name="fedloom")
     except FedloomError as error:
         if debug:
             raise
-        console = Console(stderr=True, soft_wrap=True)
         console.print("[bold red]error[/]", end="  ")
         console.print(str(error), markup=False, highlight=False)
         raise SystemExit(2) from None

@@ -45,7 +45,7 @@ bench: $(TOOLS)   ## speed, side by side with plain loops; DEVICE=cuda for a GPU
 	$(BIN)/python -m benchmarks.speed --device $(DEVICE)
 
 claims: $(TOOLS)  ## every method's claim, run and judged (hours)
-	for name in $$($(BIN)/python -m fedloom.claims); do $(BIN)/fedloom claim $$name || exit 1; done
+	$(BIN)/fedloom claim --all
 
 readme: $(TOOLS)  ## the table of methods in README.md
 	$(BIN)/python docs/tables.py

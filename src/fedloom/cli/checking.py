@@ -51,29 +51,40 @@ def check(
 
 
 def claim(
-    name: Annotated[str, typer.Argument(help="Id of a method.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a claim, mostly a method's id.", show_default=False)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All claims.")] = False,
+    family: Annotated[str | None, typer.Option("--family", help="All claims of a family of methods.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds. (the claim's own)", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small: to see that it runs. Writes no verdict.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the experiment behind a method's central claim, and say whether it held.
 
-    [bold]Example[/]
+    [bold]Examples[/]
 
       fedloom claim scaffold --seeds 3
+
+      fedloom claim --family personalisation
     """
     import json
 
     from fedloom import claims
 
-    verdict = claims.run(name, seeds=seeds, quick=quick)
-    if as_json:
-        print(json.dumps(verdict, indent=2, default=str))
-        return
-    console = Console()
-    console.print(f"[bold]{verdict['verdict']}[/]  {verdict['claim']}")
-    for line in verdict.get("lines", ()):
-        console.print(f"  {line}", markup=False, highlight=False)
+    if [name is not None, every, family is not None].count(True) != 1:
+        raise ConfigError(f"name one claim, or give --all or --family; there are {', '.join(claims.available())}")
+    console, told = Console(), Console(stderr=True)
+    for one in [name] if name is not None else claims.available(family):
+        result = claims.run(one, seeds, quick, lambda text: told.print(f"[dim]{text}[/]", highlight=False))
+        if not quick:
+            told.print(f"[dim]written to {claims.save(result)}[/]", highlight=False)
+        if as_json:
+            print(json.dumps(result.content, indent=2, default=str))
+            continue
+        console.print(f"[bold]{result.verdict}[/]  {result.content['claim']}")
+        for line in result.lines:
+            console.print(f"  {line}", markup=False, highlight=False)
 
 
 def bench(

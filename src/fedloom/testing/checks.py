@@ -126,8 +126,9 @@ def card(trial: Trial) -> None:
     for name in ("title", "paper", "authors", "venue", "family", "summary", "claim"):
         require(getattr(c, name).strip(), f"the card of {c.id} lacks {name!r}")
     require(1950 < c.year < 2100, f"year {c.year}")
-    doc = inspect.getdoc(cls) or ""
-    require(doc and not doc.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring")
+    own = cls.__doc__ or ""
+    require(own and not own.startswith(f"{cls.__name__}("), f"{cls.__name__} has no docstring")
+    doc = "".join(base.__doc__ or "" for base in cls.__mro__ if base is not object)
     for f in getattr(cls, "__dataclass_fields__", {}):
         require(f in _SHARED or f in doc, f"{cls.__name__}'s docstring does not explain the hyperparameter {f!r}")
     if cls.__module__.startswith("fedloom.methods."):
@@ -300,8 +301,8 @@ def bytes_as_on_the_card(trial: Trial) -> None:
         fits = measured == promised * exchanges or (not trial.clocked and measured == promised * per_round)
         require(
             fits,
-            f"{way}: the card says {getattr(c, way)} = {promised} bytes a client; measured {measured} bytes in "
-            f"{exchanges} exchanges ({measured / max(exchanges, 1):.1f} each), {per_round} client-rounds; sizes {sizes}",
+            f"{way}: the card says {getattr(c, way)} = {promised} bytes a client; measured {measured} in "
+            f"{exchanges} exchanges ({measured / max(exchanges, 1):.1f} each), {per_round} client-rounds; {sizes}",
         )
     if (promised := c.bytes("up", sizes)) is not None:
         for h in spy.heard:

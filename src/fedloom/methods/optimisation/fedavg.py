@@ -9,7 +9,6 @@ Sent: x down, y_i - x up. Kept at clients: nothing. With server_lr = 1 this is t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
@@ -19,6 +18,8 @@ from fedloom.clients import Clients
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
+
+from .weights import Weight, weight_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class FedAvg(Method):
         id="fedavg",
         title="FedAvg",
         paper="Communication-Efficient Learning of Deep Networks from Decentralized Data",
-        authors="B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Aguera y Arcas",
+        authors="H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Aguera y Arcas",
         venue="AISTATS",
         year=2017,
         url="https://arxiv.org/abs/1602.05629",
@@ -56,7 +57,10 @@ class FedAvg(Method):
     cohort: int | float = 10
     solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 1.0
-    weight: Literal["samples", "uniform"] = "samples"
+    weight: Weight = "samples"
+
+    def __post_init__(self) -> None:
+        weight_of(self.weight)
 
     def start(self, clients: Clients, before: FedAvgState | None = None) -> FedAvgState:
         return FedAvgState(params=before.params if before else clients.model.initial())
@@ -66,8 +70,8 @@ class FedAvg(Method):
         return Message(delta=out.vector - params)
 
     def round(self, state: FedAvgState, clients: Clients) -> FedAvgState:
-        weight = 1.0 if self.weight == "uniform" else None
-        got = clients.mean(self.local, clients.sample(self.cohort), weight=weight, params=state.params)
+        cohort = clients.sample(self.cohort)
+        got = clients.mean(self.local, cohort, weight=weight_of(self.weight), params=state.params)
         if got.count == 0:
             return state
         return replace(state, params=state.params + self.server_lr * got.delta)

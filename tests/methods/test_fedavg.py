@@ -62,7 +62,7 @@ def test_it_continues_from_an_earlier_run():
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(fl.FedloomError, match="unknown weight 'sample'. Did you mean 'samples'"):
+    with pytest.raises(fl.FedloomError, match=r"unknown weight 'sample'\. Did you mean 'samples'"):
         fl.FedAvg(weight="sample")  # type: ignore[arg-type]
     with pytest.raises(fl.FedloomError, match="chance"):
         worked.run(fl.FedAvg(cohort=1.5))

@@ -9,7 +9,6 @@ Sent: x down, y_i - x up. Kept at clients: nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,11 +16,13 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
-from fedloom.errors import Declined
+from fedloom.errors import ConfigError, Declined
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
 from fedloom.training.hooks import proximal
+
+from .weights import Weight, weight_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class FedProx(Method):
 
     Args:
         mu: strength of the pull, >= 0 (paper: 0.001 to 1).
-        stragglers: share of jobs that can only do a random number of their epochs, in [0, 1].
+        stragglers: chance, in [0, 1], that a job can only do a part of its work: a number of epochs drawn evenly from
+            1 .. all (of steps, where the solver counts steps). The draw does not depend on `mu` or `drop`.
         drop: leave stragglers out, as FedAvg does, instead of keeping what they did.
         weight: "samples" is the paper's scheme A, "uniform" its scheme B's mean.
     """
@@ -54,16 +56,27 @@ class FedProx(Method):
         family="optimisation",
         summary="a proximal pull to the global model; partial work of slow clients is kept",
         reduces=(("mu = 0, stragglers = 0", "fedavg"),),
-        deviations=("scheme B's sampling proportional to n_i is left to a sampling policy",),
+        deviations=(
+            "every job is a straggler with the same chance; in the paper a fixed share of each cohort is",
+            "scheme B's sampling proportional to n_i is left to a sampling policy",
+            "mu is constant; the paper's heuristic that adapts it to the training loss is left out",
+        ),
         claim="with 90 % stragglers, keeping partial work beats dropping it, and mu > 0 steadies convergence",
     )
 
-    cohort: int = 10
+    cohort: int | float = 10
     mu: float = 0.1
     solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     stragglers: float = 0.0
     drop: bool = False
-    weight: Literal["samples", "uniform"] = "samples"
+    weight: Weight = "samples"
+
+    def __post_init__(self) -> None:
+        weight_of(self.weight)
+        if self.mu < 0 or not 0 <= self.stragglers <= 1:
+            raise ConfigError(
+                f"FedProx(mu={self.mu}, stragglers={self.stragglers}) cannot be: mu >= 0, 0 <= stragglers <= 1"
+            )
 
     def start(self, clients: Clients, before: FedProxState | None = None) -> FedProxState:
         return FedProxState(params=before.params if before else clients.model.initial())
@@ -74,17 +87,17 @@ class FedProx(Method):
         return Message(delta=out.vector - params)
 
     def work(self, client: Client) -> int | None:
-        """Steps this client can do now: all (None), or those of a random number of epochs."""
+        """Steps this client can do now: all (None), or the drawn part of them."""
         rng = client.rng("straggler")
         if torch.rand((), generator=rng) >= self.stragglers:
             return None
         if self.drop:
             raise Declined("a straggler, dropped")
-        full = self.solver.work(len(client.data))
-        epochs = int(torch.randint(1, self.solver.epochs + 1, (), generator=rng))
-        return max(1, full * epochs // self.solver.epochs)
+        every = self.solver.work(len(client.data))
+        parts = self.solver.epochs if self.solver.steps is None else max(every, 1)
+        return every // parts * int(torch.randint(1, parts + 1, (), generator=rng))
 
     def round(self, state: FedProxState, clients: Clients) -> FedProxState:
-        weight = 1.0 if self.weight == "uniform" else None
-        got = clients.mean(self.local, clients.sample(self.cohort), weight=weight, params=state.params)
+        cohort = clients.sample(self.cohort)
+        got = clients.mean(self.local, cohort, weight=weight_of(self.weight), params=state.params)
         return replace(state, params=state.params + got.delta) if got.count else state

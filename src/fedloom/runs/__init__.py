@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fedloom.errors import CheckpointError
 
-from .experiment import Experiment, Observer, Run, run
+from .experiment import Experiment, Observer, run
 from .recipe import Recipe
+from .run import Run
 
 
 def resume(folder: str | Path, observers: Sequence[Observer] = ()) -> Run:

@@ -35,7 +35,7 @@ def save(folder: Path, round: int, content: Any) -> Path:
         partial.unlink(missing_ok=True)
         kept = ", ".join(p.name for p in found(folder)) or "none"
         raise CheckpointError(
-            f"could not write {path}: {e.strerror or e}. Checkpoints still there: {kept}. Make room and `fedloom resume`"
+            f"could not write {path}: {e.strerror or e}. Checkpoints still there: {kept}. Make room, then resume"
         ) from None
     for old in found(folder)[:-KEEP]:
         old.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 if TYPE_CHECKING:
-    from .experiment import Run
+    from .run import Run
 
 
 def write_config(run: Run) -> None:
@@ -19,12 +19,12 @@ def write_config(run: Run) -> None:
     """
     assert run.out is not None
     e = run.experiment
-    from .experiment import _plain, versions
+    from .describe import plain, versions
 
     if e.recipe is not None:
         text = e.recipe.complete().to_toml()
     else:
-        method: dict[str, Any] = _plain(asdict(e.method)) if is_dataclass(e.method) else {}
+        method: dict[str, Any] = plain(asdict(e.method)) if is_dataclass(e.method) else {}
         text = tomli_w.dumps(
             _without_none(
                 {
@@ -35,7 +35,7 @@ def write_config(run: Run) -> None:
                     "device": e.device,
                     "dtype": str(e.dtype).removeprefix("torch."),
                     "evaluate_every": e.evaluate_every,
-                    "made_in_python": "task, federation and method are objects of a program; run that program to repeat it",
+                    "made_in_python": "task, data and method are objects of a program; run it to repeat this",
                     "task": repr(e.task),
                     "set": method,
                 }

@@ -15,7 +15,7 @@ from fedloom.errors import ConfigError
 from .skew import described
 
 if TYPE_CHECKING:
-    from .experiment import Run
+    from .run import Run
 
 Row = Mapping[str, Any]
 

@@ -1,0 +1,350 @@
+"""A run under way or ended: its loop, its folder, its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from fedloom.channel.stage import Channel
+from fedloom.engines import make
+from fedloom.errors import CheckpointError, ConfigError, StateMutated
+from fedloom.message import leaves
+from fedloom.method import Method
+from fedloom.replies import Evaluation
+from fedloom.timing.world import World
+
+from . import checkpoint
+from .describe import flat, plain, versions
+from .host import Host
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from .experiment import Experiment
+
+
+class Run:
+    """A run under way or ended.
+
+    Attributes:
+        history: one row per evaluated round, as a DataFrame.
+        summary: the figures of the whole run.
+        state: the method's last state; `params` its vector, if it has one; `model` an ordinary module with it.
+    """
+
+    def __init__(self, experiment: Experiment, resume: bool = False) -> None:
+        self.experiment = experiment
+        self.out = Path(experiment.out) if experiment.out is not None else None
+        self.rows: list[dict[str, Any]] = []
+        self.wall = 0.0
+        self.resumed_from: int | None = None
+        self.started = False
+        self.chosen: dict[str, str] = {}
+        saved = self._read_checkpoint() if resume else None
+        self.plan = experiment.plan()
+        self.host = Host(
+            self.plan,
+            lambda plan, answer: make(experiment.engine, plan, answer, experiment.workers, self.chosen),
+        )
+        if saved is not None:
+            self._restore(saved)
+
+    # ------------------------------------------------------------ results
+    @property
+    def state(self) -> Any:
+        return self.host.state
+
+    @property
+    def params(self) -> Tensor | None:
+        params = getattr(self.host.state, "params", None)
+        return params if isinstance(params, Tensor) else None
+
+    @property
+    def model(self) -> nn.Module:
+        """The trained network as an ordinary module.
+
+        Raises:
+            ConfigError: this method has no single model.
+        """
+        if self.params is None or self.params.dim() != 1:
+            raise ConfigError(
+                f"{self.plan.method.card.title} has no single global model; look at run.state and run.memories"
+            )
+        return self.plan.model.to_module(self.params)
+
+    @property
+    def memories(self) -> dict[int, dict[str, Any]]:
+        """What clients hold, by id (a simulation can look; a server cannot)."""
+        return self.host.memories
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return pd.DataFrame([flat(r) for r in self.rows])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        e, plan = self.experiment, self.plan
+        last = next((r for r in reversed(self.rows) if "global" in r or "personal" in r), {})
+        final = {k: v for k, v in flat(last).items() if "." in k and not k.startswith("notes")}
+        return {
+            "method": plan.method.card.id,
+            "engine": self.host.engine.name,
+            "rounds": self.host.version,
+            "final": final,
+            "best": self._best(),
+            "bytes_up": self.host.ledger.up,
+            "bytes_down": self.host.ledger.down,
+            "bytes_peers": self.host.ledger.peers,
+            "virtual_seconds": self.host.now,
+            "wall_seconds": round(self.wall, 3),
+            "rounds_per_second": round(self.host.version / self.wall, 3) if self.wall > 0 else None,
+            "excluded": sum(r.get("excluded", 0) for r in self.rows),
+            "choices": self.host.engine.choices(),
+            "hyperparameters": plain(asdict(plan.method) if is_dataclass(plan.method) else {}),
+            "channel": [str(s) for s in plan.channel.stages],
+            "privacy": plan.channel.report(self.host.spent),
+            "clients": len(plan.federation),
+            "seed": e.seed,
+            "data": plan.federation.name,
+            "data_sha256": plan.federation.sha256,
+            "parameters": plan.model.layout.size,
+            "versions": versions(),
+        }
+
+    def _best(self) -> dict[str, Any] | None:
+        """The round that was best on VALIDATION data; None without any. Test figures never choose."""
+        name, sign = self.plan.task.headline
+        judged = [r for r in self.rows if name in r.get("validation", {})]
+        if not judged:
+            return None
+        row = max(judged, key=lambda r: sign * r["validation"][name])
+        return {
+            "by": f"validation {name}",
+            **{k: v for k, v in flat(row).items() if not k.startswith("notes")},
+        }
+
+    def plot(self) -> go.Figure:
+        """The headline metric against rounds."""
+        from .report import curves
+
+        return curves([self])[0]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the self-contained HTML report."""
+        from .report import write_report
+
+        target = Path(path) if path is not None else (self.out or Path(".")) / "report.html"
+        write_report([self], target)
+        return target
+
+    # ------------------------------------------------------------ the loop
+    def _go(self) -> Run:
+        e = self.experiment
+        self._open()
+        if not self.started:
+            self.host.start(e.before)
+            self.started = True
+        self._say("start", rounds=e.rounds)
+        saved_at = time.monotonic()
+        try:
+            while self.host.version < e.rounds:
+                began = time.monotonic()
+                before = _versions_of(self.host.state)
+                self.host.round()
+                _unchanged(before, self.plan.method)
+                if self.host.version == e.rounds:
+                    self.host.state = self.plan.method.finish(self.host.state, self.host.clients)
+                row = self._row()
+                self.wall += time.monotonic() - began
+                row["wall"] = round(self.wall, 4)
+                self.rows.append(row)
+                self._write_row(row)
+                self._say("round", rounds=e.rounds, row=row)
+                due = time.monotonic() - saved_at >= e.checkpoint_seconds
+                if self.out is not None and (due or self.host.version == e.rounds):
+                    self._save()
+                    saved_at = time.monotonic()
+        finally:
+            self.host.engine.close()
+        self._close()
+        self._say("end", rounds=e.rounds, summary=self.summary)
+        return self
+
+    def _row(self) -> dict[str, Any]:
+        host, e = self.host, self.experiment
+        row: dict[str, Any] = {
+            "round": host.version,
+            "time": host.now,
+            "bytes_up": host.ledger.up,
+            "bytes_down": host.ledger.down,
+            "bytes_peers": host.ledger.peers,
+            "replies": host.participants,
+            "excluded": sum(host.excluded.values()),
+            "notes": {k: float(v) for k, v in host.notes.items()},
+        }
+        if host.excluded:
+            row["exclusions"] = dict(host.excluded)
+        last = host.version == e.rounds
+        if e.evaluate_every and (host.version % e.evaluate_every == 0 or last):
+            keep = last or e.per_client
+            views = dict(self.plan.method.evaluate(host.state, host.clients))
+            params = self.params
+            if keep and params is not None and "global" in views and not views["global"].clients:
+                if params.dim() == 1 and len(self.plan.models) == 1:  # the same model on each client's own test data
+                    views["local"] = host.clients.evaluate(params, list(host.clients.panel))
+            row.update({view: self._view(result, keep) for view, result in views.items() if result})
+            if params is not None and params.dim() == 1 and self._has_validation():
+                row["validation"] = dict(host.clients.evaluate(params, split="val"))
+        return row
+
+    def _has_validation(self) -> bool:
+        f = self.plan.federation
+        return f.validation is not None or len(f.local(0).val) > 0
+
+    def _view(self, result: Evaluation, keep: bool) -> dict[str, Any]:
+        name, sign = self.plan.task.headline
+        view: dict[str, Any] = {**dict(result), **result.spread(name, sign)}
+        if keep and result.clients:
+            view["clients"] = {str(i): dict(m) for i, m in result.clients.items()}
+        return view
+
+    # ------------------------------------------------------------ the folder
+    def _open(self) -> None:
+        if self.out is None:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        log = self.out / "metrics.jsonl"
+        if self.resumed_from is None and log.exists():
+            raise ConfigError(
+                f"{self.out} already holds a run. Continue it with `fedloom resume {self.out}`, or choose another --out"
+            )
+        from .config import write_config
+
+        write_config(self)
+        if self.resumed_from is None:
+            self._save()  # before the log: a kill from here on leaves a folder that can be resumed
+        text = "".join(json.dumps(r) + "\n" for r in self.rows)  # rows after the checkpoint are run again
+        _replace(log, text)
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        if self.out is not None:
+            with open(self.out / "metrics.jsonl", "a") as f:
+                f.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        assert self.out is not None
+        host = self.host
+        checkpoint.save(
+            self.out / "checkpoints",
+            host.version,
+            {
+                "identity": identity(self.experiment),
+                "state": host.state,
+                "started": self.started,
+                "memories": host.memories,
+                "books": host.books,
+                "holds": host.holds,
+                "ledger": host.ledger,
+                "spent": host.spent,
+                "now": host.now,
+                "version": host.version,
+                "posted": host.posted,
+                "jobs": list(host.dispatch.jobs.values()),
+                "mail": host.dispatch.mail,
+                "cuts": host.dispatch.cuts_seen,
+                "rows": self.rows,
+                "wall": self.wall,
+                "chosen": host.engine.choices() or self.chosen,
+            },
+        )
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        if self.out is None:
+            raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
+        if (self.out / "config.toml").exists() and not checkpoint.found(self.out / "checkpoints"):
+            self._say("note", text="killed before its first checkpoint: it starts again")
+            return None
+        _, saved, troubles = checkpoint.load(self.out / "checkpoints")
+        for line in troubles:
+            self._say("note", text=line)
+        mine = identity(self.experiment)
+        differ = {k: (v, mine[k]) for k, v in saved["identity"].items() if mine.get(k) != v}
+        if differ:
+            told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
+            raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
+        self.chosen = saved["chosen"]
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        host = self.host
+        host.state = saved["state"]
+        host.memories, host.books, host.holds = saved["memories"], saved["books"], saved["holds"]
+        host.ledger, host.spent = saved["ledger"], saved["spent"]
+        host.now, host.version, host.posted = saved["now"], saved["version"], saved["posted"]
+        host.dispatch.jobs = {p.number: p for p in saved["jobs"]}
+        host.dispatch.mail = saved["mail"]
+        host.dispatch.cuts_seen = saved["cuts"]
+        host.dispatch.revive()
+        self.rows, self.wall = saved["rows"], saved["wall"]
+        self.resumed_from, self.started = host.version, saved["started"]
+
+    def _close(self) -> None:
+        if self.out is None:
+            return
+        from safetensors.torch import save_file
+
+        from .skew import described
+
+        skew = described(self.plan.federation)
+        _replace(self.out / "heterogeneity.json", json.dumps(skew) + "\n")
+        _replace(self.out / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+        if self.params is not None and self.params.dim() == 1:
+            tree = self.plan.model.layout.tree(self.params.detach().cpu())
+            partial = self.out / "model.safetensors.partial"
+            save_file({k: v.contiguous() for k, v in tree.items()}, partial)
+            os.replace(partial, self.out / "model.safetensors")
+
+    def _say(self, event: str, **content: Any) -> None:
+        for observer in self.experiment.observers:
+            observer({"event": event, "round": getattr(getattr(self, "host", None), "version", 0), **content})
+
+
+def identity(e: Experiment) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued."""
+    return {
+        "method": e.method.card.id,
+        "hyperparameters": json.dumps(plain(asdict(e.method) if is_dataclass(e.method) else {}), sort_keys=True),
+        "seed": e.seed,
+        "data": e.federation.sha256,
+        "dtype": str(e.dtype),
+        "channel": repr(Channel.of(e.channel).stages),
+        "world": repr(e.world or World()),
+    }
+
+
+def _versions_of(state: Any) -> list[tuple[Tensor, int]]:
+    return [(t, t._version) for t in leaves(state) if isinstance(t, Tensor)]
+
+
+def _unchanged(before: list[tuple[Tensor, int]], method: Method) -> None:
+    if any(t._version != v for t, v in before):
+        raise StateMutated(
+            f"{type(method).__name__}.round changed a tensor of its state in place. States are shared with jobs under "
+            f"way and with checkpoints: write `params = state.params + step` instead of `state.params += step`"
+        )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(partial, path)

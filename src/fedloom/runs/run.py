@@ -195,10 +195,9 @@ class Run:
         if e.evaluate_every and (host.version % e.evaluate_every == 0 or last):
             keep = last or e.per_client
             views = dict(self.plan.method.evaluate(host.state, host.clients))
-            params = self.params
-            if keep and params is not None and "global" in views and not views["global"].clients:
-                if params.dim() == 1 and len(self.plan.models) == 1:  # the same model on each client's own test data
-                    views["local"] = host.clients.evaluate(params, list(host.clients.panel))
+            params = self.params if len(self.plan.models) == 1 else None
+            if keep and params is not None and params.dim() == 1 and "global" in views and not views["global"].clients:
+                views["local"] = host.clients.evaluate(params, list(host.clients.panel))  # on each client's own test data
             row.update({view: self._view(result, keep) for view, result in views.items() if result})
             if params is not None and params.dim() == 1 and self._has_validation():
                 row["validation"] = dict(host.clients.evaluate(params, split="val"))

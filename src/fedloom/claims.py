@@ -40,7 +40,7 @@ from .data import Federation, Local
 from .errors import ConfigError, unknown
 from .method import Method, catalogue
 from .runs import Experiment
-from .runs.experiment import versions
+from .runs.describe import versions
 from .runs.options import configure, written
 from .task import Task
 
@@ -98,7 +98,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Final:
-    """Mean of a metric over the last rows: `Final("global.accuracy")`. Never the best row: that would choose on test."""
+    """Mean of a metric over the last rows: `Final("global.accuracy")`. The best row would be a choice on test data."""
 
     metric: str = "global.accuracy"
     last: int = 3
@@ -512,7 +512,8 @@ def load(name: str) -> Claim:
     if str(folder()) not in sys.path:
         sys.path.insert(0, str(folder()))  # claims share settings: `from _settings import images`
     spec = importlib.util.spec_from_file_location(f"fedloom_claim_{name.replace('-', '_')}", found[name])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

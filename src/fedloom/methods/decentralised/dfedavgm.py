@@ -16,6 +16,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.method import Method, State, register
 from fedloom.topology import topology_named
 from fedloom.training import SGD
@@ -54,13 +55,21 @@ class DFedAvgM(Method):
         keeps="its own model x_i, 4d bytes",
         needs=frozenset({"memory", "peers"}),
         reduces=(("complete graph, no momentum, all clients", "fedavg (weight = uniform)"),),
-        deviations=("all nodes take part in every round; quantised messages are a channel's business",),
+        deviations=(
+            "nodes that are away keep their model, and the graph closes around them",
+            "quantised messages are a channel's business",
+        ),
         claim="a complete graph agrees sooner than a ring; both beat training alone",
     )
 
     topology: str = "ring"
     gossip: int = 1
     solver: SGD = SGD(lr=0.05, epochs=1, batch_size=32, momentum=0.9)
+
+    def __post_init__(self) -> None:
+        topology_named(self.topology)
+        if self.gossip < 1:
+            raise ConfigError(f"DFedAvgM(gossip={self.gossip}) cannot be: at least one mixing step a round")
 
     def start(self, clients: Clients, before: Any = None) -> DFedAvgMState:
         return DFedAvgMState()
@@ -70,9 +79,10 @@ class DFedAvgM(Method):
         client.memory["params"] = out.vector
 
     def round(self, state: DFedAvgMState, clients: Clients) -> DFedAvgMState:
-        clients.sum(self.local)  # nobody answers: what was trained stays where it is
+        here = clients.only(clients.available())
+        here.sum(self.local)  # nobody answers: what was trained stays where it is
         for _ in range(self.gossip):
-            clients.mix("params", topology_named(self.topology))
+            here.mix("params", topology_named(self.topology))
         return replace(state, round=state.round + 1)
 
     def down(self, state: DFedAvgMState, id: int) -> dict[str, Any]:

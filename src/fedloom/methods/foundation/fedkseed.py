@@ -6,7 +6,7 @@
     server:  a_s <- a_s + sum_k p_k sum of client k's g for s
     Pro:     seeds are drawn with probability softmax(minmax(h)), h_s = mean of |clip(g)| seen for s
 
-Sent: a (K numbers) down, one (seed, g) pair per step up. w_0 follows from the plan. Kept at clients: nothing.
+Sent: a (K numbers) down, at most 8 bytes a step up. w_0 follows from the plan. Kept at clients: nothing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,14 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
-from fedloom.keyed import generator
+from fedloom.errors import ConfigError, NotSupported
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
 from fedloom.model import Model
 from fedloom.replies import Evaluation
 from fedloom.training import SGD
 
-
-def direction(seed: int, like: Tensor) -> Tensor:
-    """z(seed) `(d,)`: drawn in float32 on the CPU, the same on every device."""
-    return torch.randn(like.shape, generator=generator("fedkseed", seed)).to(like)
-
-
-def two_points(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tensor, Any]:
-    """Both losses on one batch; nothing is differentiated. A step that is not finite or too large is skipped."""
-    z = direction(int(extras["seeds"][k]), w)
-    high, low = f(w + extras["eps"] * z), f(w - extras["eps"] * z)
-    fine = torch.isfinite(high - low) & ((high - low).abs() <= extras["clip"])
-    g = torch.where(fine, (high - low) / (2 * extras["eps"]), torch.zeros_like(high))
-    return g * z, torch.cat([carry[:k], g.view(1), carry[k + 1 :]])
+from .forward_only import direction, two_points, undisturbed
 
 
 @dataclass(frozen=True)
@@ -58,8 +46,8 @@ class FedKSeed(Method):
 
     Args:
         candidates: K (paper: 4,096; 1,024 works).
-        solver: `steps` is tau, `lr` the step size; plain SGD: decay of rate or weights would not commute.
-        eps: distance of the two points; clip: largest |f(w+) - f(w-)| that is believed.
+        solver: `steps` is tau, `lr` the step size; plain SGD, as momentum or decay would not commute.
+        eps: distance of the two points; clip: largest |f(w+) - f(w-)|, and |g| in Pro, that is believed.
         pro: draw seeds by how much they moved the loss so far.
     """
 
@@ -74,10 +62,11 @@ class FedKSeed(Method):
         url="https://arxiv.org/abs/2312.06353",
         family="foundation",
         summary="full-parameter tuning where only seeds and scalars travel",
-        down=None,
+        down="4*K + 4*K*pro",
         up=None,
-        why_bytes="4 K down; up 4 per distinct seed and its place, at most 8 per step (twice more with pro)",
+        why_bytes="4 per distinct seed (12 with pro) and its place: at most 8 per step (16 with pro)",
         deviations=(
+            "a client adds up its g for a seed it drew twice, so that the server needs only sums",
             "w_0 follows from the plan and is not charged",
             "Pro starts from equal probabilities, and weights clients by samples",
         ),
@@ -91,50 +80,57 @@ class FedKSeed(Method):
     clip: float = 10.0
     pro: bool = False
 
+    def __post_init__(self) -> None:
+        if not (self.candidates >= 1 and self.eps > 0 and self.clip > 0):
+            raise ConfigError(
+                f"FedKSeed(candidates={self.candidates}, eps={self.eps}, clip={self.clip}) cannot be: "
+                f"candidates >= 1, eps > 0, clip > 0"
+            )
+        if type(self.solver) is not SGD or self.solver.momentum or self.solver.weight_decay or self.solver.clip:
+            raise ConfigError(
+                f"FedKSeed takes plain SGD(lr, steps, batch_size); given {self.solver}. Only then is what a step does "
+                f"a sum over seeds, which everybody can repeat"
+            )
+
     def start(self, clients: Clients, before: FedKSeedState | None = None) -> FedKSeedState:
-        zeros = torch.zeros(self.candidates)
+        if clients.model.layout.trainable < clients.model.layout.size:
+            raise NotSupported("FedKSeed cannot send running statistics: use a network without, or buffers='batch'")
+        zeros = clients.model.initial().new_zeros(self.candidates)
         return before or FedKSeedState(sums=zeros, size=zeros, draws=zeros)
 
     def replay(self, model: Model, sums: Tensor) -> Tensor:
         """w_0 - lr sum_s a_s z(s), seeds in order."""
         w = model.initial()
         for s in sums.nonzero().flatten().tolist():
-            w = w - self.solver.lr * sums[s].to(w) * direction(s, w)
+            w.add_(direction(s, w), alpha=-self.solver.lr * float(sums[s]))
         return w
 
     async def local(self, client: Client, sums: Tensor, chance: Tensor | None = None) -> Message:
         w = self.replay(client.model, sums)
-        tau, rng = self.solver.work(len(client.data)), client.rng("seeds")
+        tau = self.solver.work(len(client.data))
         law = torch.ones(self.candidates) if chance is None else chance
-        seeds = torch.multinomial(law, tau, replacement=True, generator=rng)
-        terms = {"seeds": seeds, "eps": self.eps, "clip": self.clip}
-        out = await client.train(w, solver=self.solver, step=two_points, carry=torch.zeros(tau).to(w), extras=terms)
-        g = out.carry.float()
+        seeds = torch.multinomial(law, tau, replacement=True, generator=client.rng("seeds"))
+        terms, none = {"seeds": seeds, "eps": self.eps, "clip": self.clip}, w.new_zeros(tau)
+        out = await client.train(w, solver=self.solver, loss=undisturbed, step=two_points, carry=none, extras=terms)
+        g = out.carry
         drawn, place = seeds.unique(return_inverse=True)
-
-        def by_seed(x: Tensor) -> At:
-            return At(drawn, torch.zeros(len(drawn)).index_add_(0, place, x), self.candidates)
-
-        if not self.pro:
-            return Message(g=by_seed(g))
-        return Message(g=by_seed(g), size=by_seed(g.abs().clamp(max=self.clip)), draws=by_seed(torch.ones(tau)))
+        each = torch.stack([g, g.abs().clamp(max=self.clip), torch.ones_like(g)], 1) if self.pro else g[:, None]
+        table = g.new_zeros(len(drawn), each.shape[1]).index_add_(0, place, each)
+        return Message(seen=At(drawn, table, self.candidates))
 
     def round(self, state: FedKSeedState, clients: Clients) -> FedKSeedState:
-        down: dict[str, Any] = {"sums": state.sums} | ({"chance": self.chance(state)} if self.pro else {})
-        got = clients.sum(self.local, clients.sample(self.cohort), weight=None, **down)
+        down: dict[str, Any] = {"chance": self.chance(state)} if self.pro else {}
+        got = clients.sum(self.local, clients.sample(self.cohort), weight=None, sums=state.sums, **down)
         if got.count == 0:
             return state
-        new = replace(state, sums=state.sums + got.g.total / got.weight)
-        if self.pro:
-            size, draws = got.size.total / got.weight, got.draws.total / got.weight
-            new = replace(new, size=state.size + size, draws=state.draws + draws)
-        return new
+        seen = got.seen.total / got.weight
+        state = replace(state, sums=state.sums + seen[:, 0])
+        return replace(state, size=state.size + seen[:, 1], draws=state.draws + seen[:, 2]) if self.pro else state
 
     def chance(self, state: FedKSeedState) -> Tensor:
         """Probabilities of the seeds `(K,)`."""
-        h = state.size / state.draws.clamp(min=1e-9)
-        span = (h.max() - h.min()).clamp(min=1e-12)
-        return torch.softmax((h - h.min()) / span, 0)
+        h = torch.where(state.draws > 0, state.size / state.draws.clamp(min=1e-9), 0.0)
+        return torch.softmax((h - h.min()) / (h.max() - h.min()).clamp(min=1e-12), 0)
 
     def evaluate(self, state: FedKSeedState, clients: Clients) -> dict[str, Evaluation]:
         return {"global": clients.evaluate(self.replay(clients.model, state.sums))}
@@ -144,3 +140,6 @@ class FedKSeed(Method):
 
     async def personalise(self, client: Client, sums: Tensor) -> Tensor:
         return self.replay(client.model, sums)
+
+    def sizes(self, clients: Clients) -> dict[str, float]:
+        return {"K": self.candidates, "pro": float(self.pro)}

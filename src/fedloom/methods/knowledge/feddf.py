@@ -5,6 +5,7 @@
               with every client of every group as teacher
 
 Sent: the group's model down, the trained one up. Kept at clients: nothing. With 0 server steps and one group: FedAvg.
+The server pays: a forward pass over the public data for every reply, and `distil.steps` steps per architecture.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.replies import Evaluation
@@ -66,6 +68,10 @@ class FedDF(Method):
     distil: Solver = Adam(lr=1e-3, steps=50, batch_size=64)
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"FedDF(temperature={self.temperature}) cannot be: temperature > 0")
+
     def start(self, clients: Clients, before: FedDFState | None = None) -> FedDFState:
         return before or FedDFState(models={name: m.initial() for name, m in clients.models.items()})
 
@@ -82,19 +88,12 @@ class FedDF(Method):
         assert clients.public is not None
         server, public = clients.server, clients.public
         said = [server.predict(r.params, public, model=clients.models[kind[r.id]]) for r in got]
-        taught = public.replace(teacher=torch.stack(said).mean(0))
+        taught, terms = public.replace(teacher=torch.stack(said).mean(0)), {"temperature": self.temperature}
         models = dict(state.models)
         for name, model in clients.models.items():
             members = got.where(lambda r, name=name: kind[r.id] == name)
-            start = members.mean().params if members else models[name]
-            out = server.train(
-                start,
-                solver=self.distil,
-                data=taught,
-                model=model,
-                loss=match_softened,
-                extras={"temperature": self.temperature},
-            )
+            w = members.mean().params if members else models[name]
+            out = server.train(w, solver=self.distil, data=taught, model=model, loss=match_softened, extras=terms)
             models[name] = out.vector
         return replace(state, models=models)
 

@@ -5,7 +5,7 @@
         show     l_i = logits of client i on U                    consensus L = mean_i l_i
         digest   fit own logits on U to L (mean absolute error)   revisit: a few epochs on its own data
 
-Sent: a number that says which subset, n C logits up, n C logits down; bytes do not depend on the models.
+Sent: which subset (a number, in both exchanges), n C logits up, n C logits down; bytes do not depend on the models.
 Kept at a client: its whole model.
 """
 
@@ -21,6 +21,7 @@ from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
 from fedloom.data.fields import Data
+from fedloom.errors import ConfigError, DataError, Declined
 from fedloom.keyed import choose
 from fedloom.message import Message
 from fedloom.method import Method, State, register
@@ -56,9 +57,8 @@ class FedMD(Method):
         url="https://arxiv.org/abs/1910.03581",
         family="knowledge",
         summary="clients of different architectures agree on their outputs on public data",
-        down=None,
-        up=None,
-        why_bytes="per round 4 n C logits each way and 8 bytes for the subset's number, in two exchanges",
+        down="16 + 4*n*outputs",
+        up="4*n*outputs",
         keeps="its whole model",
         needs=frozenset({"memory", "public", "families"}),
         deviations=("the consensus is the plain mean over this round's cohort",),
@@ -71,7 +71,14 @@ class FedMD(Method):
     digest: Solver = SGD(lr=0.05, epochs=1, batch_size=32)
     revisit: Solver = SGD(lr=0.05, epochs=1, batch_size=32)
 
+    def __post_init__(self) -> None:
+        if self.subset < 1:
+            raise ConfigError(f"FedMD(subset={self.subset}) cannot be: at least one public sample a round")
+
     def start(self, clients: Clients, before: Any = None) -> FedMDState:
+        assert clients.public is not None
+        if "y" not in clients.public:
+            raise DataError("FedMD prepares models on LABELLED public data; this federation's has no field `y`")
         return FedMDState()
 
     def chosen(self, client: Client, round: int) -> Data:
@@ -93,6 +100,8 @@ class FedMD(Method):
         return Message(logits=await client.predict(client.memory["params"], self.chosen(client, round)))
 
     async def learn(self, client: Client, round: int, logits: Tensor) -> None:
+        if "params" not in client.memory:
+            raise Declined("what it showed did not count, so it has prepared no model")
         taught = self.chosen(client, round).replace(teacher=logits)
         out = await client.train(client.memory["params"], solver=self.digest, data=taught, loss=match_logits)
         out = await client.train(out.vector, solver=self.revisit)
@@ -110,3 +119,9 @@ class FedMD(Method):
 
     async def personalise(self, client: Client) -> Tensor:
         return client.memory["params"] if "params" in client.memory else client.model.initial()
+
+    def sizes(self, clients: Clients) -> dict[str, float]:
+        assert clients.public is not None
+        n = min(self.subset, len(clients.public))
+        one = clients.server.predict(clients.model.initial(), clients.public.slice(0, 1), model=clients.model)
+        return {"n": n, "outputs": one.numel()}

@@ -21,6 +21,7 @@ from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
 from fedloom.data.fields import Data
+from fedloom.errors import ConfigError
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
 from fedloom.model import Model
@@ -86,17 +87,29 @@ class FedProto(Method):
     solver: Solver = SGD(lr=0.05, epochs=1, batch_size=32)
     by: Literal["prototype", "head"] = "prototype"
 
+    def __post_init__(self) -> None:
+        if not self.lam >= 0:
+            raise ConfigError(f"FedProto(lam={self.lam}) cannot be: lam >= 0; 0 is local training")
+
     def start(self, clients: Clients, before: FedProtoState | None = None) -> FedProtoState:
         if before:
             return before
-        head = clients.model.layout.shapes["head.weight"]
-        zeros = torch.zeros(*head, dtype=clients.model.initial().dtype)
+        table = {name: tuple(m.layout.shapes.get("head.weight", ())) for name, m in clients.models.items()}
+        if len(set(table.values())) > 1 or not all(table.values()):
+            raise ConfigError(
+                f"FedProto needs networks whose `head` reads features of one size; their head.weight is {table}. "
+                f"Ask for one size, e.g. model={{'a': 'mlp:64,dim=32', 'b': 'cnn:dim=32'}}"
+            )
+        zeros = clients.model.initial().new_zeros(table[clients.model.name])
         return FedProtoState(prototypes=zeros, known=zeros[:, 0].clone())
 
+    def own(self, client: Client) -> Tensor:
+        """The client's model; a newcomer's is the initial one of its architecture."""
+        return client.memory["params"] if "params" in client.memory else client.model.initial()
+
     async def local(self, client: Client, prototypes: Tensor, known: Tensor) -> Message:
-        own = client.memory["params"] if "params" in client.memory else client.model.initial()
         terms = {"prototypes": prototypes, "known": known, "lam": self.lam}
-        out = await client.train(own, solver=self.solver, loss=near_prototypes, extras=terms)
+        out = await client.train(self.own(client), solver=self.solver, loss=near_prototypes, extras=terms)
         client.memory["params"] = out.vector
         z = await client.predict(client.memory["params"], fn=features)
         labels, counts = client.data.y.unique(return_counts=True)
@@ -119,17 +132,15 @@ class FedProto(Method):
     def down(self, state: FedProtoState, id: int) -> dict[str, Any]:
         return {"prototypes": state.prototypes, "known": state.known}
 
-    async def personalise(
-        self, client: Client, prototypes: Tensor, known: Tensor
-    ) -> Tensor | Callable[[Tensor], Tensor]:
-        own = client.memory["params"] if "params" in client.memory else client.model.initial()
+    async def personalise(self, client: Client, prototypes: Tensor, known: Tensor) -> Tensor | Callable[..., Tensor]:
+        own = self.own(client)
         if self.by == "head" or not bool(known.any()):
             return own
         body = client.model[:"head"]
 
-        def nearest(x: Tensor) -> Tensor:
+        def nearest(*inputs: Tensor) -> Tensor:
             """Minus the distance to each known prototype, as scores `(n, C)`."""
-            return (-torch.cdist(body(own, x), prototypes)).masked_fill(known == 0, -1e9)
+            return (-torch.cdist(body(own, *inputs), prototypes)).masked_fill(known == 0, -1e9)
 
         return nearest
 

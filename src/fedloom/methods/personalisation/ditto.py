@@ -15,6 +15,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
@@ -58,6 +59,10 @@ class Ditto(Method):
     lam: float = 0.5
     solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
     personal: Solver | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lam >= 0:
+            raise ConfigError(f"Ditto(lam={self.lam}) cannot be: lam >= 0; 0 is local training")
 
     def start(self, clients: Clients, before: DittoState | None = None) -> DittoState:
         return DittoState(params=before.params if before else clients.model.initial())

@@ -20,7 +20,8 @@ from fedloom.task import Classification
 
 from .partial import Partial
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""By type and not by name: a layer called \"bn\" may be anything."""
 
 
 @register
@@ -42,6 +43,7 @@ class FedBN(Partial):
         up="4*shared",
         keeps="its norm layers: scales, shifts, running statistics",
         needs=frozenset({"memory"}),
+        deviations=("a client that never took part answers with the norm layers of the initial model",),
         claim="beats FedAvg in mean and worst domain when clients' features are shifted",
     )
 

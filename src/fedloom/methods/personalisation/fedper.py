@@ -24,7 +24,8 @@ class FedPer(Partial):
     """Personal layers.
 
     Args:
-        personal: names of the layers that stay, as a pattern ("head.*"; K_P = 1 in the paper is the last layer).
+        personal: patterns of names that stay: ("head.*",) is the last layer, K_P = 1 in the paper; () leaves FedAvg and
+            ("*",) local training. Statistics of batch norm belong to the body unless named.
     """
 
     card = Card(
@@ -45,7 +46,7 @@ class FedPer(Partial):
         claim="beats one global model at the clients when each holds few of the classes",
     )
 
-    personal: str = "head.*"
+    personal: tuple[str, ...] = ("head.*",)
 
     def private(self, model: Model) -> Tensor:
-        return model.layout.where(self.personal)
+        return model.layout.where(*self.personal)

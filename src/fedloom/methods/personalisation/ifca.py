@@ -17,10 +17,17 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.data.fields import Data
 from fedloom.errors import ConfigError
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
+from fedloom.model import Model
 from fedloom.training import SGD, Solver
+
+
+def losses(model: Model, w: Tensor, batch: Data) -> Tensor:
+    """One value per sample `(n,)`."""
+    return model.losses(w, batch)
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,11 @@ class Ifca(Method):
         return IfcaState(models=torch.stack([clients.model.initial(), *others]))
 
     async def nearest(self, client: Client, models: Tensor) -> int:
-        """The model with the lowest training loss."""
+        """The number of the model with the lowest mean training loss."""
         if len(models) == 1:
             return 0
-        losses = [(await client.evaluate(u, data="train"))["loss"] for u in models]
-        return min(range(len(losses)), key=losses.__getitem__)
+        found = [float((await client.predict(u, fn=losses)).mean()) for u in models]
+        return min(range(len(found)), key=found.__getitem__)
 
     async def local(self, client: Client, models: Tensor) -> Message:
         j = await self.nearest(client, models)

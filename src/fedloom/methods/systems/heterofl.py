@@ -5,12 +5,11 @@
     server:    each entry becomes the mean over the clients that hold it; entries nobody holds stay as they are;
                rows of the last layer count only for classes a client has
 
-Sent: the slice both ways (about r^2 d). The index set follows from the rate, so it is never sent.
+Sent: the slice both ways (about r^2 d), and which classes up. The index set follows from these, so it is never sent.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,27 +21,14 @@ from torch import Tensor, nn
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError, NotSupported
 from fedloom.message import At, Message
 from fedloom.method import Method, State, register
-from fedloom.model import Part
+from fedloom.model import Model, Part
 from fedloom.replies import Evaluation
 from fedloom.training import SGD, Solver
 
-
-def first_units(rate: float) -> Callable[[str, int], Tensor]:
-    """The first `ceil(rate * n)` of n units."""
-    return lambda group, n: torch.arange(max(1, math.ceil(rate * n)))
-
-
-class Scaler(nn.Module):
-    """Divides activations by the share of units that are there, while training: the next layer sees the same scale."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (self.width / x.shape[1]) if self.training and x.shape[1] != self.width else x
+from .width import first_units, with_scalers
 
 
 def own_classes(model: Any, w: Tensor, batch: Any, extras: Any) -> Tensor:
@@ -60,11 +46,11 @@ class HeteroFLState(State):
 @register
 @dataclass(frozen=True)
 class HeteroFL(Method):
-    """Width-sliced networks for devices of different size; for networks whose last layer is called `head`.
+    """Width-sliced networks for devices of different size.
 
     Args:
         rates: client i has rate `rates[i % len(rates)]`, each in (0, 1] (paper: 1 down to 1/16).
-        scale, mask: the paper's scaler and masked scores.
+        scale, mask: the paper's scaler, and its masked scores (for networks whose last layer is called `head`).
     """
 
     card = Card(
@@ -79,10 +65,11 @@ class HeteroFL(Method):
         summary="every client trains the slice of the network its device can carry",
         down=None,
         up=None,
-        why_bytes="4 times the entries of the client's slice, about r^2 d; fewer up where classes are missing",
+        why_bytes="4 per entry of the client's slice, about r^2 d; up C more, and no rows of classes a client lacks",
         reduces=(("rates = (1,), mask = False", "fedavg (weight = uniform)"),),
         deviations=(
             "rates are fixed by client number, the paper's `fix` mode",
+            "the scaler divides by the share of units that is there, ceil(r K) / K, not by r",
             "batch norm follows the task's buffers rule (`batch` is static batch norm without the final query)",
         ),
         claim="a mixed fleet beats training with the full-size clients only, and its small slices work as they are",
@@ -94,38 +81,42 @@ class HeteroFL(Method):
     scale: bool = True
     mask: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.rates or not all(0 < r <= 1 for r in self.rates):
+            raise ConfigError(f"HeteroFL(rates={self.rates}) cannot be: one rate or more, each in (0, 1]")
+
     def module(self, net: nn.Module) -> nn.Module:
         return with_scalers(net) if self.scale else net
-
-    def rate(self, id: int) -> float:
-        return self.rates[id % len(self.rates)]
 
     def start(self, clients: Clients, before: HeteroFLState | None = None) -> HeteroFLState:
         return HeteroFLState(params=before.params if before else clients.model.initial())
 
+    def part(self, model: Model, id: int) -> Part:
+        """The slice of client `id`."""
+        return model.part(first_units(self.rates[id % len(self.rates)]))
+
     async def local(self, client: Client, params: Tensor) -> Message:
-        part = client.model.part(first_units(self.rate(client.id)))
+        part, size = self.part(client.model, client.id), client.model.layout.size
         if not self.mask:
             out = await client.train(params, solver=self.solver, model=part.model)
-            return Message(params=At(part.index, out.vector, client.model.layout.size, known=True))
-        rows = part.model.layout.shapes["head.bias"][0]
-        seen = torch.zeros(rows, dtype=params.dtype)
+            return Message(params=At(part.index, out.vector, size, known=True))
+        seen = params.new_zeros(rows_of_head(part.model))
         seen[client.data.y.unique()] = 1.0
         out = await client.train(params, solver=self.solver, model=part.model, loss=own_classes, extras={"seen": seen})
-        keep = held(part, seen)
-        return Message(
-            params=At(part.index[keep], out.vector[keep], client.model.layout.size, known=True), classes=seen.bool()
-        )
+        keep = held(part.model, seen)
+        return Message(params=At(part.index[keep], out.vector[keep], size, known=True), classes=seen.bool())
 
     def round(self, state: HeteroFLState, clients: Clients) -> HeteroFLState:
         cohort = clients.sample(self.cohort)
-        index = {r: clients.model.part(first_units(r)).index for r in set(map(self.rate, cohort))}
-        each = {i: {"params": state.params[index[self.rate(i)]]} for i in cohort}
+        slices = [state.params[clients.model.part(first_units(r)).index] for r in self.rates]
+        each = {i: {"params": slices[i % len(slices)]} for i in cohort}
         got = clients.mean(self.local, cohort, weight=1, each=each)
         return replace(state, params=got.params.over(state.params)) if got.count else state
 
-    def down(self, state: HeteroFLState, id: int) -> dict[str, Any]:
-        return {"params": state.params}
+    async def personalise(self, client: Client, params: Tensor) -> Callable[..., Tensor]:
+        """The client's slice of the full network, as it is."""
+        part = self.part(client.model, client.id)
+        return lambda *x: part.model(params[part.index], *x)
 
     def evaluate(self, state: HeteroFLState, clients: Clients) -> dict[str, Evaluation]:
         """The full network, and every slice as it is."""
@@ -137,21 +128,18 @@ class HeteroFL(Method):
         return views
 
 
-def held(part: Part, seen: Tensor) -> Tensor:
-    """Boolean over the slice: all but the last layer's rows of classes never seen."""
-    layout = part.model.layout
-    keep = torch.ones(layout.size, dtype=torch.bool)
-    for name in ("head.weight", "head.bias"):
-        rows = seen.bool().view(-1, *[1] * (len(layout.shapes[name]) - 1))
-        keep[layout.span(name)] = rows.expand(layout.shapes[name]).flatten()
+def rows_of_head(model: Model) -> int:
+    """Rows of the layer `head`, one per class."""
+    shapes = [s for name, s in model.layout.shapes.items() if name.startswith("head.")]
+    if not shapes:
+        raise NotSupported("HeteroFL masks the rows of a last layer called `head`; this network has none: mask=False")
+    return shapes[0][0]
+
+
+def held(model: Model, seen: Tensor) -> Tensor:
+    """Boolean over the slice: all but the head's rows of classes never seen."""
+    keep = torch.ones(model.layout.size, dtype=torch.bool)
+    for name, shape in model.layout.shapes.items():
+        if name.startswith("head."):
+            keep[model.layout.span(name)] = seen.bool().repeat_interleave(math.prod(shape[1:]))
     return keep
-
-
-def with_scalers(net: nn.Module) -> nn.Module:
-    """A copy of a network with a scaler behind every hidden layer that makes units."""
-    net = copy.deepcopy(net)
-    for module in list(net.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d) and name != "head":
-                setattr(module, name, nn.Sequential(child, Scaler(child.weight.shape[0])))
-    return net

@@ -675,3 +675,17 @@ def test_chunks_fit_the_cache():
     assert 1 <= choose_chunk(large, 100) <= 100
     assert choose_chunk(cohort(model_of(cnn), "image")[0], 11) in (4, 5)
     assert choose_chunk(small, 1) == 1
+
+
+@pytest.mark.parametrize("rule", ["vector", "batch"])
+def test_batch_norm_of_a_single_image(rule):
+    from fedloom.training.plain import train_plain
+
+    def net() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+        )
+
+    requests = cohort(model_of(net, buffers=rule), "grey", [5, 1, 2], starts=True)
+    for a, b in zip(train_stacked(requests), train_plain(requests)):
+        torch.testing.assert_close(a.vector.clone(), b.vector, atol=1e-11, rtol=1e-11)

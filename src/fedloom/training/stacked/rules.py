@@ -268,7 +268,7 @@ def batch_norm(
     if not folded(input):
         raise NotStackable("the first axis of its input is not the batch", "batch_norm")
     if not training and not isinstance(running_mean, PerClient):
-        return _affine(F.batch_norm(input, running_mean, running_var, eps=eps), weight, bias, 1)
+        return _affine(F.batch_norm(input.contiguous(), running_mean, running_var, eps=eps), weight, bias, 1)
     k = _clients(running_mean, weight, bias)
 
     def flat(p: Any) -> Any:
@@ -276,7 +276,8 @@ def batch_norm(
             return None
         return p.value().reshape(-1) if isinstance(p, PerClient) else p.repeat(k)
 
-    y = input.unflatten(0, (k, -1)).transpose(0, 1).flatten(1, 2)
+    # contiguous: for a single image, channels last, the backward pass of batch_norm is wrong (PyTorch 2.13)
+    y = input.unflatten(0, (k, -1)).transpose(0, 1).flatten(1, 2).contiguous()
     means = None if running_mean is None else running_mean.stack.view(-1)
     variances = None if running_var is None else running_var.stack.view(-1)
     y = F.batch_norm(y, means, variances, flat(weight), flat(bias), training, momentum, eps)

@@ -28,7 +28,7 @@ $(TOOLS): $(CORE)
 
 demo: $(CORE)     ## five methods on digits, with a report; under two minutes
 	$(BIN)/fedloom compare fedavg fedprox scaffold fedadam ditto \
-		--data digits --clients 20 --partition dirichlet:0.3 --rounds 30 --seeds 3 --set solver.batch_size=10 \
+		--data digits --clients 20 --partition dirichlet:0.1 --rounds 30 --seeds 3 --set solver.batch_size=10 \
 		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(TOOLS)    ## all tests

@@ -197,25 +197,27 @@ def in_seconds(s: float) -> str:
 
 def _lines(groups: Sequence[Group], columns: Sequence[Column]) -> list[dict[str, Any]]:
     finals = [group.final() for group in groups]
-    best = {c.key: _best(c, finals) for c in columns if c.sign and len(groups) > 1}
+    best = {c.key: _best(c, finals) for c in columns if len(groups) > 1}
     return [
         {
             "slot": i,
             "label": group.label,
             "dash": figures.DASHES[i % len(figures.DASHES)],
-            "cells": [(shown(c, finals[i]), best.get(c.key) == i) for c in columns],
+            "cells": [(shown(c, finals[i]), i in best.get(c.key, ())) for c in columns],
         }
         for i, group in enumerate(groups)
     ]
 
 
-def _best(column: Column, finals: Sequence[Mapping[str, Spread]]) -> int | None:
-    """The line with the best mean; None where several share it or only some have it."""
-    values = [final[column.key].mean for final in finals if column.key in final]
-    if len(values) < len(finals) or column.kind == "seconds":
-        return None
-    top = max(values, key=lambda v: column.sign * v)
-    return values.index(top) if values.count(top) == 1 else None
+def _best(column: Column, finals: Sequence[Mapping[str, Spread]]) -> list[int]:
+    """The lines with the best mean, and those that the spread over seeds does not tell from it; none of a column that
+    only some lines have, that says nothing of quality, or where all are alike."""
+    values = [final[column.key] for final in finals if column.key in final]
+    if len(values) < len(finals) or column.kind not in ("share", "number"):
+        return []
+    top = max(values, key=lambda v: column.sign * v.mean)
+    near = [i for i, v in enumerate(values) if abs(v.mean - top.mean) <= max(v.std or 0.0, top.std or 0.0)]
+    return near if len(near) < len(values) else []
 
 
 # ------------------------------------------------------------------------------------------------- words of the page

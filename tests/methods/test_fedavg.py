@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import worked
-from worked import SGD, START, N, Quadratics, cohort, gradient, run, same, trained
+from worked import SGD, START, N, cohort, covered, end, far, gradient, run, same, trained
 
 import fedloom as fl
+from fedloom.testing.problems import quadratics
 
 
 def test_two_rounds_with_all_clients():
@@ -41,11 +41,15 @@ def test_one_client_is_centralised_training():
 
 
 def test_it_stalls_where_the_shares_of_the_way_balance():
-    """K local steps cover 1 - (1 - lr a)^K of the way to c_i: that, not a, is what the fixed point weighs with."""
-    q = Quadratics(6, samples=[1, 2, 3, 1, 1, 4])
-    params = q.run(fl.FedAvg(cohort=6, solver=fl.SGD(lr=0.2, steps=5, batch_size=9)), rounds=80).params
-    same(params, q.minimiser(q.covered(0.2, 5)), 1e-10)
-    assert np.linalg.norm(q.minimiser(q.covered(0.2, 5)) - q.optimum) > 0.1
+    q = quadratics()
+    x = end(q, fl.FedAvg(cohort=5, solver=fl.SGD(lr=0.2, steps=5)), 60)
+    assert far(x, covered(q, 0.2, 5).optimum) < 1e-9
+    assert far(x, q.optimum) > 0.1
+
+
+def test_of_one_step_it_ends_at_the_optimum():
+    q = quadratics()
+    assert far(end(q, fl.FedAvg(cohort=5, solver=fl.SGD(lr=0.4, steps=1)), 120), q.optimum) < 1e-9
 
 
 def test_a_poisson_cohort_may_be_empty():
@@ -65,4 +69,4 @@ def test_wrong_options_are_refused():
     with pytest.raises(fl.FedloomError, match=r"unknown weight 'sample'\. Did you mean 'samples'"):
         fl.FedAvg(weight="sample")  # type: ignore[arg-type]
     with pytest.raises(fl.FedloomError, match="chance"):
-        worked.run(fl.FedAvg(cohort=1.5))
+        run(fl.FedAvg(cohort=1.5))

@@ -1,12 +1,12 @@
-"""What tests of methods compare with: softmax regression worked out in NumPy, and quadratics with known optima.
+"""What tests of methods compare with: softmax regression in NumPy, and fixed points of local descent on quadratics.
 
-Nothing here calls Fedloom to train: only the order of batches is taken from it, by the documented keys.
+Nothing here calls Fedloom to train: only the order of batches is taken from it, by its keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fedloom as fl
 from fedloom.keyed import choose, generator
+from fedloom.testing.problems import Quadratics
 from fedloom.training.request import Schedule
 
 Vector = np.ndarray
@@ -106,62 +107,29 @@ def same(a: Tensor | None, b: Vector, tolerance: float = TIGHT) -> None:
 # --------------------------------------------------------------------------------------------------- quadratics
 
 
-class Point(nn.Module):
-    """Its parameters are the point; what it gives for a row (curvature, centre) is the value there."""
+def covered(q: Quadratics, lr: float, steps: int | Sequence[int], pull: float = 0.0) -> Quadratics:
+    """The problem whose optimum is where local gradient descent from one point balances.
 
-    def __init__(self, d: int) -> None:
-        super().__init__()
-        self.point = nn.Parameter(torch.zeros(d, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, c = x[:, 0], x[:, 1]
-        return 0.5 * (a * (self.point - c) ** 2).sum(-1)
-
-
-@dataclass(frozen=True)
-class Value(fl.Task):
-    """The loss is what the network gives."""
-
-    def losses(self, scores: Tensor, batch: fl.Data) -> Tensor:
-        return scores
-
-
-class Quadratics:
-    """Clients with f_i(x) = 1/2 sum_j a_ij (x_j - c_ij)^2 whose curvatures and centres differ.
-
-    Attributes:
-        a, c: `(n, d)`.
-        p: weights of the clients in the sum, `(n,)`; client i has `samples[i]` equal samples.
-        optimum: the minimiser of sum_i p_i f_i.
+    In K steps client i covers I - (I - lr A_i)^K of the way to b_i; that, and not A_i, is what a mean of local models
+    weighs with. `pull` is that of a proximal term: the way then leads to (A_i + pull)^-1 (A_i b_i + pull x).
     """
+    counts = [steps] * len(q.a) if isinstance(steps, int) else steps
+    one = torch.eye(q.a.shape[1], dtype=q.a.dtype)
+    shares = []
+    for a, k in zip(q.a, counts):
+        h = a + pull * one
+        shares.append(torch.linalg.solve(h, a) @ (one - torch.linalg.matrix_power(one - lr * h, k)))
+    return replace(q, a=torch.stack(shares))
 
-    def __init__(self, n: int, d: int = 3, samples: Sequence[int] | None = None) -> None:
-        rng = np.random.default_rng(n)
-        self.a, self.c = rng.uniform(0.5, 2.0, (n, d)), rng.normal(0, 3, (n, d))
-        self.samples = list(samples or [1] * n)
-        self.p = np.array(self.samples) / sum(self.samples)
-        self.optimum = self.minimiser(self.a)
 
-    def minimiser(self, pull: Vector) -> Vector:
-        """Where sum_i p_i pull_i (x - c_i) = 0, elementwise."""
-        return (self.p[:, None] * pull * self.c).sum(0) / (self.p[:, None] * pull).sum(0)
+def end(q: Quadratics, method: fl.Method, rounds: int, **options: Any) -> Tensor:
+    """Where a method is after some rounds on quadratics."""
+    options = {"engine": "sequential", "dtype": torch.float64, "evaluate_every": 0, **options}
+    params = fl.run(method, q.task, q.federation, rounds=rounds, **options).params
+    assert params is not None
+    return params
 
-    def covered(self, lr: float, steps: Vector | int) -> Vector:
-        """The share of the way to c_i that gradient descent covers in that many steps, `(n, d)`."""
-        return 1 - (1 - lr * self.a) ** np.broadcast_to(steps, len(self.a))[:, None]
 
-    def run(self, method: fl.Method, rounds: int, **options: Any) -> fl.Run:
-        parts = []
-        for a, c, n in zip(self.a, self.c, self.samples):
-            rows = torch.from_numpy(np.stack([a, c])).expand(n, 2, -1).clone()
-            parts.append({"x": rows, "y": torch.zeros(n, dtype=torch.float64)})
-        d = self.a.shape[1]
-        data = fl.Federation.from_clients(parts, client_test=0.0, ordered=True)
-        options = {"engine": "sequential", "dtype": torch.float64, "evaluate_every": 0, **options}
-        return fl.run(method, Value(model=lambda: Point(d)), data, rounds=rounds, **options)
-
-    def distance(self, method: fl.Method, rounds: int) -> float:
-        """How far from the optimum a method ends."""
-        params = self.run(method, rounds).params
-        assert params is not None
-        return float(np.linalg.norm(params.numpy() - self.optimum))
+def far(a: Tensor, b: Tensor) -> float:
+    """Their distance."""
+    return float((a - b).norm())

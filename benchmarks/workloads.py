@@ -319,7 +319,7 @@ def ragged(clients: int, sigma: float) -> tuple[int, ...]:
 
 # -------------------------------------------------------------------------------------------------- registry
 _EQUAL = (50,) * 50
-# With larger steps rounding alone (R2 adds in another order) exceeds the CNNs' tolerance within two rounds,
+# With larger steps rounding alone (R2 adds in another order) nears the tolerance within two rounds,
 # wherever a ReLU or a pooling window changes sides.
 _SMALL_STEP = 0.01
 _MLP = "2NN MLP 784-200-200-10, 199,210 parameters, 50 clients x 50 samples, batch 10"
@@ -327,7 +327,7 @@ _MLP = "2NN MLP 784-200-200-10, 199,210 parameters, 50 clients x 50 samples, bat
 
 def _images(name: str, what: str, network: Callable[[], nn.Module], **fields: object) -> Workload:
     x, y = images(sum(_EQUAL))
-    return Workload(name, what, network, x, y, _EQUAL, **fields)  # type: ignore[arg-type]
+    return Workload(name, what, network, x, y, _EQUAL, lr=_SMALL_STEP, **fields)  # type: ignore[arg-type]
 
 
 def _leaf() -> Workload:
@@ -335,7 +335,6 @@ def _leaf() -> Workload:
         "leaf-cnn",
         "LEAF CNN, 1,663,370 parameters, 50 clients x 50 samples, batch 10",
         LeafCNN,
-        lr=_SMALL_STEP,
         goal=(2.5, 1.4),
         peers=True,
     )
@@ -346,7 +345,6 @@ def _small() -> Workload:
         "small-cnn",
         "small CNN, 20,490 parameters, 50 clients x 50 samples, batch 10",
         SmallCNN,
-        lr=_SMALL_STEP,
         goal=(2.3, 1.2),
         peers=True,
     )

@@ -21,7 +21,7 @@ FLAGS = {
     "show": {"name", "--cite", "--json"},
     "data": {"name", "--clients -n", "--json", "--limit", "--partition -p", "--report", "--seed -s"},
     "check": {"name"},
-    "claim": {"name", "--json", "--quick", "--seeds"},
+    "claim": {"name", "--all", "--family", "--json", "--quick", "--seeds"},
     "bench": {"--device"},
     "doctor": set(),
 }

@@ -13,7 +13,7 @@ from fedloom.errors import ConfigError
 from fedloom.runs import Recipe
 from fedloom.runs.figures import DARK, LIGHT, curves, distribution, ramp
 from fedloom.runs.record import Group, Record, grouped
-from fedloom.runs.report import in_bytes, in_seconds, render, shown, table_columns, write_report
+from fedloom.runs.report import as_groups, in_bytes, in_seconds, render, shown, table_columns, write_report
 
 
 def rows(accuracy: list[float], clients: dict[str, float] | None = None) -> list[dict[str, Any]]:
@@ -70,6 +70,16 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group():
     assert [(g.label, len(g.records)) for g in groups] == [("a", 2), ("b", 1)]
     groups = grouped([record("a", [0.1]), record("a", [0.1, 0.2])])
     assert [g.label for g in groups] == ["a rounds=1", "a rounds=2"]
+
+
+def test_seeds_of_real_runs_find_each_other(tmp_path: Path):
+    for seed in (0, 1):
+        for lr in ("0.1", "0.2"):
+            recipe = Recipe(method="fedavg", clients=5, rounds=1, limit=200, seed=seed, set={"solver.lr": lr})
+            recipe.experiment(out=tmp_path / f"{lr}-{seed}").run()
+    (tmp_path / "report.html").write_text("not a run")
+    groups = as_groups([tmp_path])
+    assert [(g.label, len(g.records)) for g in groups] == [("fedavg solver.lr=0.1", 2), ("fedavg solver.lr=0.2", 2)]
 
 
 def test_the_table_shows_headline_clients_bytes_and_seconds():

@@ -187,7 +187,7 @@ def resume(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.", show_default=False)],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of comparisons.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
     title: Annotated[str, typer.Option("--title", help="Its title. (made of the runs)")] = "",
 ) -> None:

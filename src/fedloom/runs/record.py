@@ -181,16 +181,15 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     their method, and by what else tells them apart where a method occurs more than once."""
     found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(_without_seed(record), []).append(record)
-    names = [group[0].method for group in found.values()]
+        found.setdefault(json.dumps(_choices(record), sort_keys=True), []).append(record)
+    groups = list(found.values())
+    names = [group[0].method for group in groups]
     labels = [
-        name if names.count(name) == 1 else f"{name} {_difference(group[0], found)}".strip()
-        for name, group in zip(names, found.values())
+        name if names.count(name) == 1 else f"{name} {_difference(group[0], groups)}".strip()
+        for name, group in zip(names, groups)
     ]
-    for i, label in enumerate(labels):
-        if labels.count(label) > 1:
-            labels[i] = f"{label} ({i + 1})"
-    return [Group(label, group) for label, group in zip(labels, found.values())]
+    labels = [n if labels.count(n) == 1 else f"{n} ({labels[:i].count(n) + 1})" for i, n in enumerate(labels)]
+    return [Group(label, group) for label, group in zip(labels, groups)]
 
 
 def views_of(row: Row) -> list[str]:
@@ -240,14 +239,19 @@ def _lines(path: Path) -> list[Row]:
     return rows
 
 
-def _without_seed(record: Record) -> str:
-    lines = [x for x in record.config.splitlines() if not x.startswith("seed")]
-    return "\n".join(lines) or record.method
+def _choices(record: Record) -> dict[str, str]:
+    """What was decided for a run, flat and as text: not its seed, nor what it found out for itself."""
+    found: dict[str, str] = {}
+    for name, value in record.settings.items():
+        if name == "set" and isinstance(value, Mapping):
+            found.update({k: str(v) for k, v in value.items()})
+        elif name not in ("seed", "run"):
+            found[name] = str(value)
+    return found or {"method": record.method}
 
 
-def _difference(record: Record, others: Mapping[str, list[Record]]) -> str:
-    """The lines of the configuration that not every run has."""
-    configs = [set(group[0].config.splitlines()) for group in others.values()]
-    shared = set.intersection(*configs)
-    own = [x for x in record.config.splitlines() if x and x not in shared and not x.startswith(("seed", "["))]
-    return ", ".join(x.replace('"', "").replace(" ", "") for x in own[:3])
+def _difference(record: Record, groups: Sequence[Sequence[Record]]) -> str:
+    """The choices that not every run of this method shares."""
+    rivals = [_choices(group[0]) for group in groups if group[0].method == record.method]
+    own = [f"{k}={v}" for k, v in _choices(record).items() if any(other.get(k) != v for other in rivals)]
+    return ", ".join(own[:3])

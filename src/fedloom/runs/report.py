@@ -18,6 +18,8 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
+from fedloom.errors import ConfigError
+
 from . import figures, skew
 from .record import Group, Record, Spread, better, grouped
 
@@ -47,20 +49,22 @@ def write_report(runs: Iterable[Any], path: Path, title: str = "") -> Path:
 
 def as_groups(runs: Iterable[Any]) -> list[Group]:
     """Groups of runs; runs that differ in their seed alone are put together."""
-    from fedloom.errors import ConfigError
-
-    given = list(runs)
+    given = [one for run in runs for one in _opened(run)]
     groups = [g for g in given if isinstance(g, Group)]
-    groups += grouped(_record(r) for r in given if not isinstance(r, Group))
+    groups += grouped(g for g in given if isinstance(g, Record))
     if not groups:
         raise ConfigError("a report needs at least one run: write_report([Path('runs/a')], Path('report.html'))")
     return groups
 
 
-def _record(run: Any) -> Record:
-    if isinstance(run, Record):
-        return run
-    return Record.read(Path(run)) if isinstance(run, str | Path) else Record.of(run)
+def _opened(run: Any) -> list[Record | Group]:
+    """What a run directory, a directory of runs (as `fedloom compare` leaves), or a run in memory holds."""
+    if isinstance(run, Record | Group):
+        return [run]
+    if not isinstance(run, str | Path):
+        return [Record.of(run)]
+    inside = sorted(log.parent for log in Path(run).glob("*/metrics.jsonl"))
+    return [Record.read(place) for place in inside or [Path(run)]]
 
 
 def curves(runs: Iterable[Any]) -> list[go.Figure]:

@@ -27,5 +27,6 @@ claim = Claim(
     measure=FirstReach(0.68),
     rule=Beats("fedavg", "fedsgd", ratio=1 / 3),
     notes="The paper uses MNIST and CNNs up to 99 %; here Fashion-MNIST (6,000 of its images), a dense network, and a "
-    "target low enough for a small budget. Rounds are counted only up to the budget, which favours FedSGD.",
+    "target low enough for a small budget. Rounds are counted only up to the budget, which favours FedSGD. A first run "
+    "over seeds 0 to 2 alone came to 0.32 [0.093, 1.11], mixed by the same rule; then every claim's seeds became five.",
 )

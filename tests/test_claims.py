@@ -1,0 +1,147 @@
+"""The claims harness: rules judge as written, tuning cannot see test data, budgets cut, nothing is written unasked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import fedloom as fl
+from fedloom import claims
+from fedloom.claims import Arm, Beats, Claim, Final, FirstReach, Setting
+from fedloom.testing import tiny_federation
+
+
+def setting(seed, quick):
+    federation = tiny_federation(sizes=(14, 1, 10, 9), seed=seed, dtype=torch.float32)
+    return Setting(fl.Classification(model="mlp:8"), federation, 2 if quick else 4, {"engine": "sequential"})
+
+
+def make(**changes):
+    given = {
+        "method": "fedavg",
+        "statement": "many steps beat none to speak of",
+        "setting": setting,
+        "arms": {"many": fl.FedAvg(solver=fl.SGD(epochs=5)), "few": fl.FedAvg(solver=fl.SGD(steps=1, batch_size=2))},
+        "measure": Final("global.loss", last=1, lower=True),
+        "rule": Beats("many", "few"),
+        "grid": {"solver.lr": (1e-6, 0.1)},
+        "seeds": 2,
+    }
+    return Claim(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "rule", "lower", "verdict"),
+    [
+        ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], Beats("a", "b"), False, "reproduced"),
+        ([0.9, 0.91, 0.92], [0.8, 0.81, 0.82], Beats("a", "b", by=0.2), False, "mixed"),
+        ([0.9, 0.7, 0.8], [0.8, 0.78, 0.79], Beats("a", "b"), False, "mixed"),
+        ([0.7, 0.71, 0.7], [0.8, 0.81, 0.82], Beats("a", "b"), False, "not reproduced"),
+        ([10, 11, 12], [40, 45, 47], Beats("a", "b", ratio=0.5), True, "reproduced"),
+        ([30, 33, 36], [40, 45, 47], Beats("a", "b", ratio=0.5), True, "mixed"),
+        ([40, 45, 47], [10, 11, 12], Beats("a", "b", ratio=0.5), True, "not reproduced"),
+        ([0.9], [0.8], Beats("a", "b"), False, "mixed"),
+        ([math.nan, 0.9], [0.8, 0.8], Beats("a", "b"), False, "not reproduced"),
+    ],
+)
+def test_rule(ours, theirs, rule, lower, verdict):
+    assert rule.judge({"a": ours, "b": theirs}, lower).verdict == verdict
+
+
+def test_several_rules():
+    assert claims.overall(["reproduced", "reproduced"]) == "reproduced"
+    assert claims.overall(["reproduced", "not reproduced"]) == "mixed"
+    assert claims.overall(["not reproduced"]) == "not reproduced"
+
+
+def test_interval_is_student_t():
+    mean, low, high = claims.interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    half = 4.302653 * 1.527525 / math.sqrt(3)  # t(0.975, 2), standard deviation of the three
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-5)
+
+
+def test_measures():
+    rows = [{"round": k, "bytes_up": 10 * k, "bytes_down": 5 * k, "global": {"accuracy": a}} for k, a in
+            enumerate((0.1, 0.5, 0.8, 0.7), start=1)]  # fmt: skip
+    assert FirstReach(0.5)(rows, 9) == 2
+    assert FirstReach(0.6, unit="bytes")(rows, 9) == 45
+    assert FirstReach(0.95)(rows, 9) == 9
+    assert Final("global.accuracy", last=2)(rows, 9) == pytest.approx(0.75)
+    assert math.isnan(Final("personal.accuracy")(rows, 9))
+
+
+def test_tuning_sees_no_test_data():
+    federation = setting(0, False).federation
+    blind = claims.without_test(federation)
+    assert blind.test is None
+    for i in federation.ids:
+        mine, seen = federation.local(i), blind.local(i)
+        assert torch.equal(mine.x, seen.x)
+        assert torch.equal(mine.val.x, seen.test.x)
+        assert len(seen.val) == 0
+
+
+def test_tuning_needs_validation_samples():
+    federation = fl.Federation.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, clients=2)
+    with pytest.raises(fl.FedloomError, match="val="):
+        claims.without_test(federation)
+
+
+def test_run_tunes_judges_and_writes_nothing(monkeypatch):
+    monkeypatch.setattr(claims, "save", None)
+    result = claims.run(make())
+    many, few = result.content["arms"]["many"], result.content["arms"]["few"]
+    assert many["chosen"] == few["chosen"] == {"solver.lr": 0.1}
+    assert [t["point"]["solver.lr"] for t in many["tuning"]] == [1e-6, 0.1]
+    assert [r["data_sha256"] for r in many["runs"]] == [r["data_sha256"] for r in few["runs"]]
+    assert len(many["runs"][0]["curve"]) == 4
+    assert result.content["comparisons"][0]["effects"] == [b - a for a, b in zip(many["figures"], few["figures"])]
+    assert result.verdict in ("reproduced", "mixed", "not reproduced")
+    assert {"commit", "dirty", "versions", "wall_seconds", "seeds", "rules"} <= set(result.content)
+
+
+def test_quick_gives_no_verdict():
+    result = claims.run(make(), quick=True)
+    assert "quick" in result.verdict
+    assert result.content["arms"]["many"]["tuning"] == []
+
+
+def test_budget_cuts_every_arm_at_the_same_cost():
+    one = 2 * 4 * 558 * 4  # bytes of a round: both ways, 4 clients, 64*8+8+8*4+4 numbers of 4 bytes, with room below
+    result = claims.run(
+        make(
+            arms={"many": fl.FedAvg(cohort=4), "few": Arm(fl.FedAvg(cohort=2), rounds=50)},
+            budget=("bytes", 3.5 * one),
+            measure=Final("global.loss", lower=True),
+            grid={},
+            seeds=1,
+        )
+    )
+    rounds = {name: a["runs"][0]["rounds"] for name, a in result.content["arms"].items()}
+    assert rounds["few"] == 2 * rounds["many"] + 1 or rounds["few"] == 2 * rounds["many"]
+    for arm in result.content["arms"].values():
+        last = arm["runs"][0]["curve"][-1]
+        assert last["bytes_up"] + last["bytes_down"] <= 3.5 * one
+
+
+def test_mistakes_are_named():
+    with pytest.raises(fl.FedloomError, match="unknown arm 'mny'"):
+        make(rule=Beats("mny", "few"))
+    with pytest.raises(fl.FedloomError, match="equal budget"):
+        make(measure=FirstReach(0.5, unit="bytes"))
+    with pytest.raises(fl.FedloomError, match="unknown claim 'fedavgg'"):
+        claims.load("fedavgg")
+
+
+def test_committed_claims_load_and_match_their_methods():
+    known = fl.catalogue()
+    for name in claims.available():
+        claim = claims.load(name)
+        assert claim.method in known
+        assert claim.statement
+    for name, result in claims.results().items():
+        assert name in claims.available()
+        assert result["verdict"] in ("reproduced", "mixed", "not reproduced")

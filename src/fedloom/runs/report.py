@@ -70,8 +70,14 @@ def _opened(run: Any) -> list[Record | Group]:
 def curves(runs: Iterable[Any]) -> list[go.Figure]:
     """The headline of every view against rounds, one figure each."""
     groups = as_groups(runs)
-    views = dict.fromkeys(view for g in groups for record in g.records for view in record.views)
-    return [figures.curves(groups, view=view) for view in views]
+    return [figures.curves(groups, view=view) for view in views_in(groups)]
+
+
+def views_in(groups: Sequence[Group]) -> list[str]:
+    """The views of all runs; those that every method may have come first."""
+    found = dict.fromkeys(view for g in groups for record in g.records for view in record.views)
+    known = [view for view in figures.VIEWS if view in found]
+    return known + [view for view in found if view not in known]
 
 
 def render(groups: Sequence[Group], title: str = "") -> str:
@@ -138,7 +144,7 @@ def table_columns(groups: Sequence[Group]) -> list[Column]:
     finals = [group.final() for group in groups]
     known = set().union(*finals)
     found: list[Column] = []
-    for view in dict.fromkeys(view for g in groups for record in g.records for view in record.views):
+    for view in views_in(groups):
         head = next((h for g in groups if (h := figures.headline_of(g, view))), "")
         # over clients, their mean says more than the pooled figure
         over_clients = f"{view}.mean" in known and view != "global"
@@ -303,7 +309,7 @@ def _commands(groups: Sequence[Group]) -> list[str]:
 def _curves(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Drawings by "curve/<view>.<figure>/<axis>", and what there is to choose from."""
     whats: dict[str, str] = {}
-    for view in dict.fromkeys(view for g in groups for record in g.records for view in record.views):
+    for view in views_in(groups):
         head = next((h for g in groups if (h := figures.headline_of(g, view))), "")
         over_clients = any(len(g.curve(view, "mean", "round")) > 1 for g in groups) and view != "global"
         for name in ("mean", "worst10") if over_clients else (head, "mean", "worst10", "loss"):
@@ -324,7 +330,7 @@ def _curves(groups: Sequence[Group]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _distributions(groups: Sequence[Group]) -> dict[str, Any]:
-    views = list(dict.fromkeys(view for g in groups for record in g.records for view in record.views))
+    views = views_in(groups)
     mixed = ["own"] if "personal" in views and len(groups) > 1 else []
     drawn = {f"clients/{view}": figures.distribution(groups, view) for view in [*mixed, *views]}
     return {key: figures.as_json(fig) for key, fig in drawn.items() if fig is not None}

@@ -36,7 +36,7 @@ class Schedule:
         """Epochs of shuffled batches, each sample once an epoch, the last batch of an epoch partial."""
         b = min(batch_size, n)
         per_epoch = -(-n // b)
-        passes = -(-steps // per_epoch)
+        passes = max(1, -(-steps // per_epoch))  # no steps: a schedule of none
         pad = per_epoch * b - n
         perms = [torch.randperm(n, generator=rng) for _ in range(passes)]
         if pad:

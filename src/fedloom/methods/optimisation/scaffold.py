@@ -18,7 +18,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
-from fedloom.errors import ConfigError
+from fedloom.errors import ConfigError, unknown
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD
@@ -39,9 +39,9 @@ class Scaffold(Method):
     """Stochastic controlled averaging.
 
     Args:
-        cohort: |S|; server_lr: eta_g.
-        solver: local work without momentum, weight decay or clipping: option II divides by what moved y.
-        option: "II" (free) or "I" (a full gradient at x, once more through the data).
+        cohort: |S|; server_lr: eta_g, 1 in the paper's experiments.
+        solver: local SGD; for option II without momentum, weight decay or clipping.
+        option: "II" (free: the mean of the local gradients) or "I" (the full gradient at x: one more pass).
     """
 
     card = Card(
@@ -61,16 +61,22 @@ class Scaffold(Method):
         claim="reaches a given accuracy in fewer rounds than FedAvg when clients' data differ",
     )
 
-    cohort: int = 10
+    cohort: int | float = 10
     solver: SGD = SGD(lr=0.1, epochs=5, batch_size=32)
     server_lr: float = 1.0
     option: Literal["I", "II"] = "II"
 
     def __post_init__(self) -> None:
-        if self.option == "II" and (self.solver.momentum or self.solver.weight_decay or self.solver.clip):
+        if self.option not in ("I", "II"):
+            raise unknown("option", self.option, ("I", "II"))
+        plain = isinstance(self.solver, SGD) and not (
+            self.solver.momentum or self.solver.weight_decay or self.solver.clip
+        )
+        if self.option == "II" and not plain:
             raise ConfigError(
-                "SCAFFOLD's option II reads the mean gradient off the way the model moved, so its local solver has no "
-                "momentum, weight decay or clipping. Use SGD(lr=..., epochs=...), or option='I'"
+                f"SCAFFOLD's option II reads the mean gradient off the way the model moved, so its local solver is SGD "
+                f"without momentum, weight decay or clipping; given {self.solver}. Use SGD(lr=..., epochs=...), or "
+                f"option='I'"
             )
 
     def start(self, clients: Clients, before: ScaffoldState | None = None) -> ScaffoldState:
@@ -84,7 +90,7 @@ class Scaffold(Method):
         if self.option == "I":
             new = await client.gradient(params)
         else:
-            new = own - control - delta / (max(out.steps, 1) * out.lr)
+            new = own - control - delta / (out.steps * out.lr) if out.steps else own
         client.memory["control"] = new
         return Message(delta=delta, control=new - own)
 

@@ -1,10 +1,13 @@
 """FedNova (Wang et al., NeurIPS 2020): clients that do more steps do not count for more.
 
-    d_i = (y_i - x) / |a_i|_1       |a_i|_1 = tau_i for plain SGD; for momentum r:
-                                    (tau_i - r (1 - r^tau_i) / (1 - r)) / (1 - r)
-    x <- x + (sum_i p_i |a_i|_1) * sum_i p_i d_i            p_i = n_i / n
+    y_i : tau_i local steps from x;   d_i = (y_i - x) / |a_i|
+    x <- x + (sum_i p_i |a_i|) * sum_i p_i d_i                  p_i = n_i / n
+    |a_i| = tau_i                                               plain SGD
+            (tau_i - r (1 - r^tau_i) / (1 - r)) / (1 - r)       momentum r
+            (1 - (1 - lr mu)^tau_i) / (lr mu)                   proximal pull mu
 
-Sent: x down, d_i and |a_i|_1 up. Kept at clients: nothing. With equal |a_i|_1 it is FedAvg.
+|a_i| is the weight all gradients of a job have together in y_i - x, in units of lr. With equal |a_i| it is FedAvg.
+Sent: x down, d_i and |a_i| up. Kept at clients: nothing.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ class FedNova(Method):
     """Normalised averaging of unequal local work.
 
     Args:
-        solver: local SGD; momentum r is accounted for.
-        mu: proximal pull, accounted for (without momentum), >= 0.
-        fastest: epochs of each job are drawn from solver.epochs .. fastest (0: all do solver.epochs), the paper's
-            setting of clients that differ in speed.
+        solver: local SGD, plain or with momentum r.
+        mu: proximal pull to x, >= 0, without momentum and with lr * mu < 1.
+        fastest: epochs of each job are drawn evenly from solver.epochs .. fastest, the paper's setting of clients that
+            differ in speed (2 .. 5 there); 0: all do solver.epochs.
     """
 
     card = Card(
@@ -55,38 +58,51 @@ class FedNova(Method):
         summary="updates are normalised by the local work behind them",
         up="4*d + 8",
         reduces=(("equal steps at all clients", "fedavg"),),
+        deviations=(
+            "momentum and a proximal pull are not combined",
+            "with mu > 0 the server moves by sum p_i |a_i| mean steps; the authors' code takes sum p_i tau_i",
+            "no server momentum",
+        ),
         claim="when clients do different numbers of local steps it ends nearer the optimum than FedAvg",
     )
 
-    cohort: int = 10
+    cohort: int | float = 10
     solver: SGD = SGD(lr=0.1, epochs=5, batch_size=32)
     mu: float = 0.0
     fastest: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.solver, SGD):
+            raise ConfigError(f"FedNova knows the weight of SGD's local steps only; given {type(self.solver).__name__}")
         if self.mu and self.solver.momentum:
+            raise ConfigError("FedNova accounts for momentum or for a proximal pull, not for both: set one to 0")
+        if not 0 <= self.mu * self.solver.lr < 1:
+            raise ConfigError(f"FedNova(mu={self.mu}, solver.lr={self.solver.lr}) cannot be: mu >= 0 and mu * lr < 1")
+        if self.fastest and self.fastest < self.solver.epochs:
             raise ConfigError(
-                "FedNova accounts for momentum or for a proximal term, not for both: set one of them to 0"
+                f"FedNova(fastest={self.fastest}) cannot be: 0, or solver.epochs={self.solver.epochs} or more"
             )
 
     def start(self, clients: Clients, before: FedNovaState | None = None) -> FedNovaState:
         return FedNovaState(params=before.params if before else clients.model.initial())
 
     async def local(self, client: Client, params: Tensor) -> Message:
-        steps = None
-        if self.fastest > self.solver.epochs:
-            drawn = torch.randint(self.solver.epochs, self.fastest + 1, (), generator=client.rng("epochs"))
-            steps = int(drawn) * self.solver.work(len(client.data)) // self.solver.epochs
+        steps, step, pull = self.steps(client), None, None
         if self.mu:
-            pull = {"mu": self.mu, "anchor": params}
-            out = await client.train(params, solver=self.solver, steps=steps, step=proximal, extras=pull)
-        else:
-            out = await client.train(params, solver=self.solver, steps=steps)
-        norm = self.work_norm(out.steps)
-        return Message(direction=(out.vector - params) / max(norm, 1e-12), norm=norm)
+            step, pull = proximal, {"mu": self.mu, "anchor": params}
+        out = await client.train(params, solver=self.solver, steps=steps, step=step, extras=pull)
+        norm = self.norm(out.steps)
+        return Message(direction=(out.vector - params) / (norm or 1.0), norm=norm)
 
-    def work_norm(self, tau: int) -> float:
-        """|a_i|_1 of tau local steps."""
+    def steps(self, client: Client) -> int | None:
+        """Steps of this job where its epochs are drawn; None: as the solver says."""
+        if not self.fastest:
+            return None
+        epochs = torch.randint(self.solver.epochs, self.fastest + 1, (), generator=client.rng("epochs"))
+        return self.solver.work(len(client.data)) // self.solver.epochs * int(epochs)
+
+    def norm(self, tau: int) -> float:
+        """|a_i| of tau local steps."""
         r, shrink = self.solver.momentum, self.solver.lr * self.mu
         if r:
             return (tau - r * (1 - r**tau) / (1 - r)) / (1 - r)

@@ -3,7 +3,8 @@
     y_i ~ argmin_y f_i(y) - <g_i, y> + alpha/2 ||y - x||^2;     g_i <- g_i - alpha (y_i - x)
     h <- h - alpha / N sum_{i in S} (y_i - x);                  x <- mean_{i in S} y_i - h / alpha
 
-N is the number of all clients. Invariant: h = (1/N) sum_i g_i. Sent: x down, y_i - x up. Kept: g_i.
+N counts all clients. h = (1/N) sum_i g_i always; at a fixed point g_i = grad f_i(x) and h = 0, so x is optimal.
+Sent: x down, y_i - x up. Kept at a client: g_i (zero before its first job).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.replies import Evaluation
@@ -39,14 +41,14 @@ class FedDyn(Method):
 
     Args:
         alpha: strength of the regulariser, > 0 (paper: 0.001 to 0.1).
-        solver: local work; the paper clips gradients at norm 10.
+        solver: local work; the authors' code clips gradients at norm 10.
     """
 
     card = Card(
         id="feddyn",
         title="FedDyn",
         paper="Federated Learning Based on Dynamic Regularization",
-        authors="D. A. E. Acar, Y. Zhao, R. Matas, M. Mattina, P. Whatmough, V. Saligrama",
+        authors="D. A. E. Acar, Y. Zhao, R. Matas Navarro, M. Mattina, P. N. Whatmough, V. Saligrama",
         venue="ICLR",
         year=2021,
         url="https://arxiv.org/abs/2111.04263",
@@ -54,13 +56,21 @@ class FedDyn(Method):
         summary="a dynamic regulariser aligns local optima with the global one",
         keeps="its linear term g_i, 4d bytes",
         needs=frozenset({"memory"}),
-        deviations=("the mean of the cohort's models is evaluated too, as view `mean`; both are used in practice",),
+        deviations=(
+            "the clip bounds the gradient of f_i alone; the authors' code clips it together with the linear terms",
+            "alpha is the same for all clients; the authors' code divides it by the client's share of samples",
+            "the mean of the cohort's models is judged too, as view `mean`: both are used in practice",
+        ),
         claim="reaches a given accuracy in fewer rounds than FedAvg when clients' data differ",
     )
 
-    cohort: int = 10
+    cohort: int | float = 10
     alpha: float = 0.01
     solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32, clip=10.0)
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ConfigError(f"FedDyn(alpha={self.alpha}) cannot be: alpha > 0 (the server divides by it)")
 
     def start(self, clients: Clients, before: FedDynState | None = None) -> FedDynState:
         params = before.params if before else clients.model.initial()

@@ -3,7 +3,8 @@
     client:  Delta_i = y_i - x^s          local work from the version s it was sent
     server:  x <- x + server_lr / K * sum_{k=1..K} s(tau_k) Delta_k       s(tau) = (1 + tau)^-1/2
 
-K is `buffer`; `concurrency` jobs are always under way; tau counts server versions between sending and arrival.
+K is `buffer`; `concurrency` jobs are always under way; tau counts server steps between a job's sending and the step
+that uses it. Replies of one instant are all read before new jobs are sent, K at most in one step.
 Sent: x down, Delta up. Kept at clients: nothing.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.replies import Replies
@@ -37,11 +39,10 @@ class FedBuff(Method):
     """Buffered asynchronous averaging.
 
     Args:
-        concurrency: jobs under way at any time (at most one per client).
-        buffer: K, arrivals per server step.
-        solver: local work.
+        concurrency: jobs under way at any time, at most one per client.
+        buffer: K, arrivals per server step (paper: 10).
         server_lr: eta_g.
-        staleness: s(tau), "polynomial" with exponent `a` is the paper's.
+        staleness: s(tau): "polynomial" with exponent `a` (the paper's, a = 1/2), "constant" (none), or "hinge".
     """
 
     card = Card(
@@ -56,7 +57,10 @@ class FedBuff(Method):
         summary="no waiting for the slowest: every K arrivals make a step, discounted by staleness",
         needs=frozenset({"clock", "replies"}),
         reduces=(("buffer = concurrency = all clients, equal durations", "fedavg (weight = uniform)"),),
-        deviations=("replies are read one by one, though only their sum is needed",),
+        deviations=(
+            "replies are read one by one, though only their sum is needed",
+            "the server's step is plain; the paper allows any server optimiser",
+        ),
         claim="reaches a given accuracy in less time than synchronous averaging when durations differ",
     )
 
@@ -66,6 +70,13 @@ class FedBuff(Method):
     server_lr: float = 1.0
     staleness: Staleness = "polynomial"
     a: float = 0.5
+
+    def __post_init__(self) -> None:
+        discount(self.staleness, 0, self.a)
+        if self.concurrency < 1 or self.buffer < 1:
+            raise ConfigError(
+                f"FedBuff(concurrency={self.concurrency}, buffer={self.buffer}) cannot be: 1 or more each"
+            )
 
     def start(self, clients: Clients, before: FedBuffState | None = None) -> FedBuffState:
         return FedBuffState(params=before.params if before else clients.model.initial())
@@ -79,10 +90,11 @@ class FedBuff(Method):
         while len(got) < self.buffer:
             free = max(0, self.concurrency - len(clients.jobs))
             clients.send(clients.sample(free, clients.idle()), self.local, params=state.params)
-            arrived = clients.receive()
-            if not arrived and not clients.jobs:
+            first = clients.receive(count=1)
+            if not first:
                 break  # nobody is there
-            got += arrived
+            got += first
+            got += clients.receive(count=self.buffer - len(got), until=clients.now)
         if not got:
             return state
         update = got.sum(lambda r: discount(self.staleness, r.staleness, self.a)).delta / self.buffer

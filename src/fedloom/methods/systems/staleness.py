@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedloom.errors import unknown
+from fedloom.errors import ConfigError, unknown
 
 Staleness = Literal["constant", "polynomial", "hinge"]
 
 
 def discount(kind: Staleness, tau: int, a: float = 0.5, b: float = 4.0) -> float:
-    """s(tau) of FedAsync, section 5.2: 1; (1 + tau)^-a; 1 up to b, then 1 / (a (tau - b) + 1)."""
+    """s(tau) of FedAsync: 1; (1 + tau)^-a; 1 up to b, then 1 / (a (tau - b) + 1).
+
+    Raises:
+        ConfigError: an unknown kind, or a or b below 0.
+    """
+    if a < 0 or b < 0:
+        raise ConfigError(f"a staleness discount has a, b >= 0; given a={a}, b={b}")
     if kind == "constant":
         return 1.0
     if kind == "polynomial":

@@ -1,9 +1,10 @@
-"""FedAsync (Xie, Koyejo, Gupta, 2019): every arriving model is mixed into the global one at once.
+"""FedAsync (Xie, Koyejo, Gupta, OPT 2020): every arriving model is mixed into the global one at once.
 
     client:  y_i by SGD on f_i(y) + rho/2 ||y - x^s||^2           from the version s it was sent
     server:  alpha_t = alpha * s(tau);   x <- (1 - alpha_t) x + alpha_t y_i
 
-s(tau) is "constant", "polynomial" or "hinge". Sent: x down, y_i up. Kept at clients: nothing.
+tau counts server steps (arrivals) since s; s(tau) is "constant", "polynomial" or "hinge".
+Sent: x down, y_i up. Kept at clients: nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
+from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
@@ -36,11 +38,10 @@ class FedAsync(Method):
     """Asynchronous mixing of whole models.
 
     Args:
-        concurrency: jobs under way at any time.
-        alpha: mixing weight of a fresh model, in (0, 1].
-        rho: proximal pull to the model a job started from, >= 0.
+        concurrency: jobs under way at any time, at most one per client.
+        alpha: mixing weight of a fresh model, in (0, 1] (paper: 0.6 or 0.9).
+        rho: proximal pull to the model a job started from, >= 0 (paper: 0.005).
         staleness, a, b: s(tau) and its parameters (paper: polynomial a = 0.5; hinge a = 10, b = 4).
-        solver: local work.
     """
 
     card = Card(
@@ -48,8 +49,8 @@ class FedAsync(Method):
         title="FedAsync",
         paper="Asynchronous Federated Optimization",
         authors="C. Xie, S. Koyejo, I. Gupta",
-        venue="OPT workshop",
-        year=2019,
+        venue="OPT workshop at NeurIPS",
+        year=2020,
         url="https://arxiv.org/abs/1903.03934",
         family="systems",
         summary="every arriving model is mixed into the global one at once, less the staler it is",
@@ -65,6 +66,14 @@ class FedAsync(Method):
     a: float = 0.5
     b: float = 4.0
     solver: Solver = SGD(lr=0.1, epochs=5, batch_size=32)
+
+    def __post_init__(self) -> None:
+        discount(self.staleness, 0, self.a, self.b)
+        if self.concurrency < 1 or not 0 < self.alpha <= 1 or self.rho < 0:
+            raise ConfigError(
+                f"FedAsync(concurrency={self.concurrency}, alpha={self.alpha}, rho={self.rho}) cannot be: "
+                f"concurrency >= 1, 0 < alpha <= 1, rho >= 0"
+            )
 
     def start(self, clients: Clients, before: FedAsyncState | None = None) -> FedAsyncState:
         return FedAsyncState(params=before.params if before else clients.model.initial())

@@ -315,7 +315,7 @@ def loads(data: bytes) -> Value:
         tensors = safetensors.torch.load(data)
         head = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + head])["__metadata__"]["fedloom"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise MessageError(f"not a Fedloom message, or truncated: {e}") from None
 
     def read(v: Any) -> Value:
@@ -333,14 +333,12 @@ def loads(data: bytes) -> Value:
         if kind == "dict":
             return {read(k): read(x) for k, x in v["of"]}
         if kind in _RECORDS:
-            cls = _RECORDS[kind]
-            out = object.__new__(cls)
-            for k, x in v["of"]:
-                object.__setattr__(out, k, read(x))
-            return out
+            return _RECORDS[kind](**{k: read(x) for k, x in v["of"]})  # their own checks run
         raise MessageError(f"unknown record {kind!r} in a message; import the module that defines it first")
 
     try:
         return read(tree)
-    except (KeyError, TypeError, ValueError) as e:
+    except MessageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
         raise MessageError(f"malformed message: {e!r}") from None

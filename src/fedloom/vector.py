@@ -45,17 +45,13 @@ class Layout:
 
     def view(self, vector: Tensor, name: str) -> Tensor:
         """One named piece of `(..., d)` as `(..., *shape)`, sharing memory."""
-        return (
-            vector[..., self.span(name)]
-            .unflatten(-1, self.shapes[name] or (1,))
-            .reshape(*vector.shape[:-1], *self.shapes[name])
-        )
+        return vector[..., self.span(name)].view((*vector.shape[:-1], *self.shapes[name]))
 
     def tree(self, vector: Tensor) -> dict[str, Tensor]:
         """Named views of a vector `(..., d)`; each is `(..., *shape)`."""
         lead = vector.shape[:-1]
         pieces = torch.split(vector, [math.prod(s) for s in self.shapes.values()], dim=-1)
-        return {n: p.view(*lead, *s) for (n, s), p in zip(self.shapes.items(), pieces)}
+        return {n: p.view((*lead, *s)) for (n, s), p in zip(self.shapes.items(), pieces)}
 
     def vector(self, tree: Mapping[str, Tensor]) -> Tensor:
         """The flat vector of named tensors `(*shape)`, copied."""

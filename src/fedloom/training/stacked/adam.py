@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedloom.training.solvers import Adam
 
@@ -15,7 +13,7 @@ from .cohort import Cohort
 from .forward import Forward
 from .rows import Piece
 from .sinks import Explicit
-from .steps import Blocks, clip_scale, differentiate
+from .steps import Blocks, Track, clip_scale, differentiate
 from .twin import Twin
 
 
@@ -44,10 +42,10 @@ class AdamSteps:
         self.forward.active(k)
         self.blocks.active(k)
 
-    def step(self, step: Step, track: Callable[[Tensor], None]) -> None:
+    def step(self, step: Step, track: Track) -> None:
         losses = self.forward.losses(step, self.forward.hook)
         seed = step.seed(losses)
-        track(losses)
+        track(losses, seed, step.active)
         differentiate(losses, seed)
         k, solver, weights = step.active, self.solver, self.blocks.weights
         with torch.no_grad():

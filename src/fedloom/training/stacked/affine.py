@@ -6,13 +6,12 @@ with few local samples are lazy; the gradients of all others go straight into th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedloom.training.symbols import Affine, Terms, leaf, with_leaf
+from fedloom.training.symbols import Affine, leaf, with_leaf
 
 from .batches import Step
 from .cohort import Cohort, Shift, built
@@ -21,7 +20,7 @@ from .lazy import LazyDense, Move
 from .perclient import Notes
 from .rows import Piece
 from .sinks import Fused, Moving
-from .steps import Blocks, clip_scale, differentiate
+from .steps import Blocks, Track, clip_scale, differentiate
 from .twin import Twin
 
 
@@ -98,10 +97,10 @@ class AffineSteps:
         for layer in self.lazies:
             layer.active(k)
 
-    def step(self, step: Step, track: Callable[[Tensor], None]) -> None:
+    def step(self, step: Step, track: Track) -> None:
         losses = self.forward.losses(step, self.forward.hook)
         seed = step.seed(losses)
-        track(losses)
+        track(losses, seed, step.active)
         differentiate(losses, seed)
         scale = None
         weights, lazies = self.blocks.weights, self.lazies
@@ -203,6 +202,3 @@ def lazy_layers(
         if alone and o * i > 8192 and rank < o * i / (o + i):
             out[weight, bias] = rank
     return out
-
-
-__all__ = ["AffineSteps", "LazyPiece", "Terms", "fusible", "lazy_layers"]

@@ -15,7 +15,7 @@ from fedloom.training.request import Schedule, Training
 from .perclient import NotStackable
 
 _STEPS = 128  # of indices built at once
-_BYTES = 1 << 22  # of samples gathered at once: they should still be in cache when used
+_BYTES = 1 << 20  # of samples gathered at once: still in cache when used, and reused memory rather than fresh
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .forward import Forward
 from .perclient import NotStackable
 from .rows import Dense, Piece
 from .sinks import Explicit
-from .steps import differentiate
+from .steps import Track, differentiate
 from .twin import Twin
 
 Stepped = tuple[Tensor, tuple[Tensor, ...]]
@@ -43,7 +43,7 @@ class ExplicitSteps:
 
     how = "explicit gradients"
     now: Step
-    track: Callable[[Tensor], None]
+    track: Track
 
     def __init__(self, cohort: Cohort, twin: Twin, forward: Forward, only: Tensor | None) -> None:
         self.cohort, self.twin, self.forward = cohort, twin, forward
@@ -81,7 +81,7 @@ class ExplicitSteps:
             self.carried.active(k)
         self.k = k
 
-    def step(self, step: Step, track: Callable[[Tensor], None]) -> None:
+    def step(self, step: Step, track: Track) -> None:
         self.now, self.track, self.evaluated = step, track, False
         k = step.active
         w = self.w[:k]
@@ -162,7 +162,7 @@ class ExplicitSteps:
                 self.twin.statistics[name].stack = stack
         seed = self.now.seed(losses)
         if not self.evaluated and hook is self.forward.hook:
-            self.track(losses)
+            self.track(losses, seed, len(v))
         self.evaluated = True
         return losses, seed
 

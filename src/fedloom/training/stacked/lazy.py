@@ -14,9 +14,8 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .perclient import GRAPH, NotStackable, PerClient
+from .perclient import GRAPH, NotStackable, PerClient, once
 from .rows import picked
 
 
@@ -256,8 +255,8 @@ class _Lazy(torch.autograd.Function):
         return z.view(*x.shape[:-1], l.out)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        g = once(grads)
         l, x3 = ctx.l, ctx.x
         k, r = l.k, l.r
         g3 = g.reshape(k, -1, l.out)

@@ -15,7 +15,7 @@ from fedloom.training.symbols import Affine, recognise
 
 from .adam import AdamSteps
 from .affine import AffineSteps, fusible
-from .batches import Step, steps
+from .batches import steps
 from .cohort import Cohort
 from .explicit import ExplicitSteps, NeedsFullBatches
 from .forward import Forward, survey
@@ -89,23 +89,45 @@ def _untouched(r: Training) -> Trained:
 
 def _loop(cohort: Cohort, twin: Twin, stepping: Steps, exact: bool) -> list[float]:
     """All steps; gives the sum of each client's mean losses."""
-    total: Tensor | None = None
+    track = _Track(cohort)
     active = 0
     for step in steps(cohort.requests, cohort.first.start.dtype, twin.clashes, exact):
         if step.active != active:
             active = step.active
             stepping.active(active)
-
-        def track(losses: Tensor, step: Step = step) -> None:
-            nonlocal total
-            if total is None:
-                total = torch.zeros(cohort.k, len(losses) // step.active, dtype=losses.dtype, device=losses.device)
-            each = losses.detach().view(step.active, -1)
-            total[: step.active, : each.shape[1]].addcmul_(each, step.seed(losses).view(each.shape))
-
         stepping.step(step, track)
     stepping.active(cohort.k)
-    return [math.nan] * cohort.k if total is None else total.sum(1).tolist()
+    return track.sums()
+
+
+class _Track:
+    """Mean losses per client, summed over steps; losses are only held at first, and added many at a time."""
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.total = torch.zeros(cohort.k, dtype=torch.float64, device=cohort.first.start.device)
+        self.held: list[tuple[Tensor, Tensor]] = []
+        self.shape = (0, 0)
+        self.heard = False
+
+    def __call__(self, losses: Tensor, seed: Tensor, active: int) -> None:
+        """One step's losses `(active*B,)` and what backward began with."""
+        shape = (active, len(losses))
+        if shape != self.shape or len(self.held) >= 256:
+            self.settle()
+            self.shape = shape
+        self.held.append((losses.detach(), seed))
+
+    def settle(self) -> None:
+        if self.held:
+            self.heard = True
+            losses, seeds = (torch.stack(part) for part in zip(*self.held))
+            self.total[: self.shape[0]] += (losses * seeds).double().sum(0).view(self.shape[0], -1).sum(1)
+            self.held = []
+
+    def sums(self) -> list[float]:
+        """By client; NaN where no step looked at the loss that is trained on."""
+        self.settle()
+        return self.total.tolist() if self.heard else [math.nan] * len(self.total)
 
 
 def _way(cohort: Cohort, twin: Twin) -> Steps:

@@ -361,6 +361,17 @@ def used(*weights: PerClient | Tensor | None) -> None:
                 w.uses += 1
 
 
+def once(grads: tuple[Tensor, ...]) -> Tensor:
+    """The gradient of a rule's result, where backward runs for its own sake.
+
+    Raises:
+        NotStackable: it is to be differentiated again (a gradient penalty), but weights have been changed by then.
+    """
+    if torch.is_grad_enabled():
+        raise NotStackable("the loss takes a gradient of a gradient")
+    return grads[0]
+
+
 # ---------------------------------------------------------------- any operator
 def _anything(operator: Any) -> Rule:
     return lambda *args, **kwargs: generic(operator, *args, **kwargs)

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .batches import Step
 from .cohort import Cohort
-from .perclient import NotStackable, PerClient, Token, Weight
+from .perclient import PerClient
 from .rows import Dense, Piece, Shared
 from .sinks import Sink
 from .twin import Twin
 
-Evaluate = Callable[[], Tensor]
+Track = Callable[[Tensor, Tensor, int], None]
+"""Is told losses `(active*B,)`, their seed and `active`."""
 
 
 class Steps(Protocol):
@@ -27,8 +28,8 @@ class Steps(Protocol):
         """Only the first k clients go on."""
         ...
 
-    def step(self, step: Step, track: Callable[[Tensor], None]) -> None:
-        """One step; `track` is told the losses `(k*B,)` at the weights it began with."""
+    def step(self, step: Step, track: Track) -> None:
+        """One step; `track` is told the losses at the weights it began with."""
         ...
 
     def pieces(self) -> list[Piece]:
@@ -108,6 +109,3 @@ def clip_scale(clip: float, squares: list[Tensor | None]) -> Tensor | None:
     """What brings each client's gradient to the norm allowed, `(k,)`, from the squared norms of its parts."""
     parts = [s for s in squares if s is not None]
     return (clip / torch.stack(parts).sum(0).sqrt_()).clamp_(max=1.0) if parts else None
-
-
-__all__ = ["Blocks", "Evaluate", "NotStackable", "Steps", "Token", "Weight", "clip_scale", "differentiate"]

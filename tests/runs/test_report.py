@@ -130,6 +130,27 @@ def test_the_page_is_whole_and_asks_no_network(folder: Path, tmp_path: Path):
     assert {"curve/global.accuracy/round", "curve/global.accuracy/bytes", "clients/local", "data"} <= set(drawings)
 
 
+def test_a_view_only_some_have_is_drawn_in_its_own_unit():
+    own = record("b", [0.5])
+    own = Record(own.summary, [{**own.rows[0], "personal": {"accuracy": 0.9, "mean": 0.8}}], own.config)
+    fig = curves([Group("a", [record("a", [0.5])]), Group("b", [own])], view="personal")
+    assert [line.name for line in fig.data] == ["b"]
+    assert fig.layout.yaxis.tickformat == ".0%"
+
+
+def test_remarks_say_what_was_chosen_spent_left_out_and_best():
+    told = record(
+        "a", [0.5], choices={"mlp": "stacked: 2x"}, excluded=3,
+        privacy={"noise:1": {"epsilon": 1.234, "delta": 1e-5, "neighbours": "add one"}},
+        best={"by": "validation accuracy", "round": 1, "global.accuracy": 0.5},
+    )  # fmt: skip
+    assert told.remarks() == [
+        "mlp: stacked: 2x", "noise:1: epsilon 1.23 at delta 1e-05, add one", "3 replies excluded",
+        "best by validation accuracy: round 1, global.accuracy 0.500",
+    ]  # fmt: skip
+    assert told.final()["epsilon"] == 1.234
+
+
 def test_names_cannot_break_out_of_the_page():
     nasty = "</script><script>alert(1)</script>"
     page = render([Group(nasty, [record(nasty, [0.5])]), Group("b", [record("b", [0.4])])])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedloom.errors import ConfigError
@@ -329,18 +330,17 @@ def _until_stopped(work: Any, place: Path) -> Any:
 
 
 def _print_run(done: Run, place: Path, report: bool) -> None:
-    from fedloom.runs.record import Group
     from fedloom.runs.report import as_groups, shown, table_columns
 
     (group,) = as_groups([done])
-    group = Group(group.label, group.records)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     final = group.final()
     for column in table_columns([group]):
         table.add_row(f"[dim]{column.title}[/]", f"[bold]{shown(column, final)}[/]")
-    for name, choice in done.summary.get("choices", {}).items():
-        table.add_row(f"[dim]{name}[/]", str(choice))
-    Console().print(table)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for remark in group.records[0].remarks():
+        console.print(f"[dim]note[/]  {escape(remark)}", highlight=False)
     _say_where(place, report)
 
 

@@ -22,7 +22,7 @@ POINTS = 600
 
 AXES = {
     "round": "round",
-    "bytes": "bytes sent, both ways",
+    "bytes": "bytes sent by all, in all directions",
     "time": "virtual time (s)",
     "wall": "wall time (s)",
 }
@@ -64,12 +64,14 @@ def curves(groups: Sequence[Group], against: str = "round", view: str = "global"
             hovertemplate=f"<b>{group.label}</b> %{{y:{_format(name, head)}}}<extra></extra>",
             meta={"slot": slot, "part": "line"},
         )  # fmt: skip
-    head = headline_of(groups[0], view) if groups else ""
+    head = next((h for group in groups if (h := headline_of(group, view))), "")
     what = figure or head
     _style(fig, AXES[against], title_of(view, what))
     fig.update_layout(hovermode="x unified")
     if is_share(what, head):
         fig.update_yaxes(tickformat=".0%")
+    if against == "round" and all(len(record.rows) <= 12 for group in groups for record in group.records):
+        fig.update_xaxes(dtick=1)  # no half rounds
     if against == "bytes":
         fig.update_xaxes(tickformat="~s", ticksuffix="B")
     return fig

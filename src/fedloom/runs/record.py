@@ -113,9 +113,10 @@ class Record:
         }
 
     def axis(self, name: str) -> dict[int, float]:
-        """round -> rounds, bytes (both ways), virtual seconds or wall seconds."""
+        """round -> rounds, bytes (all of them), virtual seconds or wall seconds."""
         if name == "bytes":
-            return {int(r["round"]): float(r.get("bytes_up", 0) + r.get("bytes_down", 0)) for r in self.rows}
+            kinds = ("bytes_up", "bytes_down", "bytes_peers")
+            return {int(r["round"]): float(sum(r.get(kind, 0) for kind in kinds)) for r in self.rows}
         return {int(r["round"]): float(r.get(_AXES[name], 0) or 0) for r in self.rows}
 
     def final(self) -> dict[str, float]:
@@ -125,9 +126,26 @@ class Record:
             for view in views_of(row):
                 found.update({f"{view}.{k}": float(v) for k, v in row[view].items() if _is_number(v)})
         last = self.rows[-1] if self.rows else {}
-        for name in ("bytes_up", "bytes_down", "time", "wall"):
+        for name in ("bytes_up", "bytes_down", "bytes_peers", "time", "wall"):
             if _is_number(last.get(name)):
                 found[name] = float(last[name])
+        spent = [float(p["epsilon"]) for p in (self.summary.get("privacy") or {}).values() if "epsilon" in p]
+        return found | ({"epsilon": max(spent)} if spent else {})
+
+    def remarks(self) -> list[str]:
+        """What the run says besides its figures: what was chosen, left out, spent, and best on validation data."""
+        s = self.summary
+        found = [f"{name}: {value}" for name, value in (s.get("choices") or {}).items()]
+        found += [
+            f"{name}: epsilon {p['epsilon']:.3g} at delta {p['delta']:.0e}, {p['neighbours']}"
+            for name, p in (s.get("privacy") or {}).items()
+            if "epsilon" in p
+        ]
+        if s.get("excluded"):
+            found.append(f"{s['excluded']} replies excluded")
+        if s.get("best"):
+            figures = ", ".join(f"{k} {v:.3f}" for k, v in s["best"].items() if k in ("global.accuracy", "global.rmse"))
+            found.append(f"best by {s['best']['by']}: round {s['best']['round']}" + (f", {figures}" if figures else ""))
         return found
 
     def clients(self, view: str) -> list[Mapping[str, float]]:

@@ -152,6 +152,8 @@ def table_columns(groups: Sequence[Group]) -> list[Column]:
             if f"{view}.{name}" in known:
                 kind = "share" if figures.is_share(name, head) else "number"
                 found.append(Column(f"{view}.{name}", short(view, name), kind, better(head)))
+    if any("epsilon" in final for final in finals):
+        found.append(Column("epsilon", "privacy spent (epsilon)", "plain"))
     for key, title, kind in (
         ("bytes_up", "sent up", "bytes"),
         ("bytes_down", "sent down", "bytes"),
@@ -180,6 +182,8 @@ def shown(column: Column, final: Mapping[str, Spread]) -> str:
         return in_bytes(mean)
     if column.kind == "seconds":
         return in_seconds(mean)
+    if column.kind == "plain":
+        return f"{mean:.3g}"
     scale, digits = (100, 1) if column.kind == "share" else (1, 3)
     unit = " %" if column.kind == "share" else ""
     return f"{scale * mean:.{digits}f}" + ("" if std is None else f" ± {scale * std:.{digits}f}") + unit
@@ -288,15 +292,10 @@ def _tiles(groups: Sequence[Group], columns: Sequence[Column]) -> list[tuple[str
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-    """What was chosen, left out or fell back, as the runs themselves said."""
-    found: dict[str, None] = {}
-    for group in groups:
-        for record in group.records:
-            for name, value in dict(record.summary.get("choices") or {}).items():
-                found[f"{group.label}: {name} {value}"] = None
-            if record.summary.get("excluded"):
-                found[f"{group.label}: {record.summary['excluded']} replies excluded"] = None
-    return list(found)
+    """What the runs themselves said, once each."""
+    several = len(groups) > 1
+    said = [(group.label, text) for group in groups for record in group.records for text in record.remarks()]
+    return list(dict.fromkeys(f"{label}: {text}" if several else text for label, text in said))
 
 
 def _commands(groups: Sequence[Group]) -> list[str]:

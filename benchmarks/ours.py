@@ -83,7 +83,7 @@ def play(work: Workload, engine: str, turns: Turns, device: str) -> None:
         )
     )
     with suppress(_Over):
-        run._go()
+        run.go()
 
 
 class _Over(Exception):

@@ -138,9 +138,9 @@ def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
 
 def added(a: Any, b: Any) -> Any:
     if isinstance(a, Covered):
-        return Covered(a.total + b.total, a.held + b.held)
+        return Covered(a.total.add_(b.total), a.held.add_(b.held))
     if isinstance(a, Tensor):
-        return a + b
+        return a.add_(b)  # a partial sum is nobody else's
     if isinstance(a, Mapping):
         return {k: added(v, b[k]) for k, v in a.items()}
     if isinstance(a, list | tuple):

@@ -15,6 +15,7 @@ from fedloom.message import Message, check_finite
 from fedloom.training import Trainer
 from fedloom.training.request import Trained, Training
 
+from .allocator import keep_freed_memory
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total, fold_chunk, tree
 from .turn import Turn
@@ -31,6 +32,7 @@ class Local:
     """
 
     def __init__(self, plan: Plan, trainer: Trainer, workers: int = 1, answer: Answer | None = None) -> None:
+        keep_freed_memory()
         self.plan, self.trainer, self.answer = plan, trainer, answer
         self.name = "pool" if workers > 1 else trainer.name
         self.workers = workers

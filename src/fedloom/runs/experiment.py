@@ -111,7 +111,7 @@ class Experiment:
 
     def run(self, resume: bool = False) -> Run:
         """Run to the end; with `resume`, from the newest checkpoint in `out`."""
-        return Run(self, resume=resume)._go()
+        return Run(self, resume=resume).go()
 
 
 def run(method: Method, task: Task, federation: Federation, rounds: int = 50, seed: int = 0, **options: Any) -> Run:

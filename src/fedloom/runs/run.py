@@ -145,7 +145,8 @@ class Run:
         return target
 
     # ------------------------------------------------------------ the loop
-    def _go(self) -> Run:
+    def go(self) -> Run:
+        """Run to the end; `Experiment.run` calls it."""
         e = self.experiment
         self._open()
         if not self.started:

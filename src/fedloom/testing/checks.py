@@ -242,7 +242,7 @@ def order(trial: Trial) -> None:
     """The order in which an engine runs clients does not matter."""
     run = Run(trial.experiment())
     run.host.engine = _Backwards(run.host.engine)  # type: ignore[assignment]
-    run._go()
+    run.go()
     equal(lasting(run), lasting(trial.reference), "clients run last to first", trial.example.stacked_tolerance)
 
 

@@ -47,8 +47,8 @@ class FedKSeed(Method):
     Args:
         candidates: K (paper: 4,096; 1,024 works).
         solver: `steps` is tau, `lr` the step size; plain SGD, as momentum or decay would not commute.
-        eps: distance of the two points; clip: largest |f(w+) - f(w-)|, and |g| in Pro, that is believed.
-        pro: draw seeds by how much they moved the loss so far.
+        eps: distance of the two points; clip: largest |f(w+) - f(w-)| that is believed.
+        pro: draw seeds by how much they moved the loss so far; `pro_clip` is the c of |clip(g, -c, c)|.
     """
 
     card = Card(
@@ -79,13 +79,11 @@ class FedKSeed(Method):
     eps: float = 5e-4
     clip: float = 10.0
     pro: bool = False
+    pro_clip: float = 1000.0
 
     def __post_init__(self) -> None:
-        if not (self.candidates >= 1 and self.eps > 0 and self.clip > 0):
-            raise ConfigError(
-                f"FedKSeed(candidates={self.candidates}, eps={self.eps}, clip={self.clip}) cannot be: "
-                f"candidates >= 1, eps > 0, clip > 0"
-            )
+        if not (self.candidates >= 1 and min(self.eps, self.clip, self.pro_clip) > 0):
+            raise ConfigError(f"{self} cannot be: candidates >= 1, and eps, clip and pro_clip > 0")
         if type(self.solver) is not SGD or self.solver.momentum or self.solver.weight_decay or self.solver.clip:
             raise ConfigError(
                 f"FedKSeed takes plain SGD(lr, steps, batch_size); given {self.solver}. Only then is what a step does "
@@ -114,7 +112,7 @@ class FedKSeed(Method):
         out = await client.train(w, solver=self.solver, loss=undisturbed, step=two_points, carry=none, extras=terms)
         g = out.carry
         drawn, place = seeds.unique(return_inverse=True)
-        each = torch.stack([g, g.abs().clamp(max=self.clip), torch.ones_like(g)], 1) if self.pro else g[:, None]
+        each = torch.stack([g, g.abs().clamp(max=self.pro_clip), torch.ones_like(g)], 1) if self.pro else g[:, None]
         table = g.new_zeros(len(drawn), each.shape[1]).index_add_(0, place, each)
         return Message(seen=At(drawn, table, self.candidates))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedloom.training.request import Trained, Training
 
 Behaviour = Callable[..., Any]
-"""`async def behaviour(client, honest, **payload)`: a program around the honest one; `await honest(client, **payload)`."""
+"""`async def behaviour(client, honest, **payload)`: a program around the honest one, `honest(client, **payload)`."""
 
 
 @dataclass(frozen=True, eq=False)

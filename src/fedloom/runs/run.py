@@ -197,8 +197,9 @@ class Run:
             keep = last or e.per_client
             views = dict(self.plan.method.evaluate(host.state, host.clients))
             params = self.params if len(self.plan.models) == 1 else None
+            # the global model on each client's own test data
             if keep and params is not None and params.dim() == 1 and "global" in views and not views["global"].clients:
-                views["local"] = host.clients.evaluate(params, list(host.clients.panel))  # on each client's own test data
+                views["local"] = host.clients.evaluate(params, list(host.clients.panel))
             row.update({view: self._view(result, keep) for view, result in views.items() if result})
             if params is not None and params.dim() == 1 and self._has_validation():
                 row["validation"] = dict(host.clients.evaluate(params, split="val"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fedloom as fl
-from fedloom.channel.compression import TopK
 from fedloom.errors import MessageError
 from fedloom.message import At, Covered, Message, check_finite, dumps, leaves, loads, mapped, nbytes, once, opened
 from fedloom.testing import difference
@@ -73,10 +73,8 @@ def test_garbled_bytes_are_refused_or_read_as_data(value, data):
     raw = bytearray(dumps(value))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(MessageError):
         loads(bytes(raw))
-    except MessageError:
-        pass
 
 
 @given(st.binary(max_size=200))
@@ -214,7 +212,6 @@ def test_opened_is_what_the_receiver_reads():
     assert m.b.tolist() == [0.0]
     assert m.c is at
     assert m.d[0].tolist() == [1.0, 0.0]
-    assert TopK(0.5) is not None
 
 
 def test_once_is_known_by_content():

@@ -1,0 +1,247 @@
+"""What the server sees: cohorts and the laws that drew them, who is idle, groups side by side, replies."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedloom as fl
+from fedloom import Cohort, Evaluation, Replies, Reply
+from fedloom.clients import Without
+from fedloom.message import Message
+from fedloom.runs import Run
+from fedloom.testing import Trial
+
+
+def clients_of(sizes=(5,) * 8, **options):
+    return Run(Trial(fl.FedAvg).experiment(sizes=sizes, **options)).host.clients
+
+
+# ---------------------------------------------------------------- sampling
+
+
+def test_fixed_law():
+    clients = clients_of()
+    drawn = [clients.sample(3) for _ in range(2000)]
+    counts = Counter(i for cohort in drawn for i in cohort)
+    assert all(len(set(c)) == 3 and c.law == "fixed" and c.probability == 3 / 8 and c.expected == 3.0 for c in drawn)
+    for i in range(8):  # five standard deviations of a binomial
+        assert abs(counts[i] - 750) < 5 * math.sqrt(2000 * 3 / 8 * 5 / 8)
+
+
+def test_poisson_law():
+    clients = clients_of()
+    drawn = [clients.sample(0.25) for _ in range(2000)]
+    counts = Counter(i for cohort in drawn for i in cohort)
+    assert {len(c) for c in drawn} >= {0, 1, 2, 3, 4}
+    assert all(c.law == "poisson" and c.probability == 0.25 and c.expected == 2.0 for c in drawn)
+    for i in range(8):
+        assert abs(counts[i] - 500) < 5 * math.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_all_none_and_nonsense():
+    clients = clients_of()
+    everybody = clients.sample(100)
+    assert list(everybody) == list(range(8))
+    assert (everybody.law, everybody.probability) == ("all", 1.0)
+    assert list(clients.sample(0)) == []
+    for k in (-1, 1.5, 0.0, 1.0):
+        with pytest.raises(fl.FedloomError, match="sample"):
+            clients.sample(k)
+
+
+def test_a_policy_of_one_s_own():
+    def loudest(ids, k, rng):
+        return Cohort(sorted(ids)[-k:], law="loudest")
+
+    cohort = clients_of().sample(2, policy=loudest)
+    assert (list(cohort), cohort.law) == ([6, 7], "loudest")
+
+
+def test_draws_depend_on_seed_round_and_count_only():
+    first, again, other = clients_of(seed=1), clients_of(seed=1), clients_of(seed=2)
+    a = [list(first.sample(3)) for _ in range(5)]
+    assert a == [list(again.sample(3)) for _ in range(5)]
+    assert a != [list(other.sample(3)) for _ in range(5)]
+    assert len({tuple(c) for c in a}) > 1
+
+
+def test_a_million_clients_cost_nothing():
+    import time
+
+    federation = fl.Federation.generated(1_000_000, 3, lambda i: fl.Data(x=torch.ones(3, 2), y=torch.zeros(3).long()))
+    experiment = fl.Experiment(fl.FedAvg(), fl.Classification(model="softmax"), federation)
+    clients = Run(experiment).host.clients
+    began = time.perf_counter()
+    for _ in range(20):
+        assert len(clients.sample(100, clients.idle())) == 100
+    assert time.perf_counter() - began < 1.0
+    assert len(clients.panel) == 100
+
+
+@given(st.integers(0, 30), st.sets(st.integers(0, 40)), st.booleans())
+@settings(deadline=None)
+def test_without_is_the_list_without(n, gone, as_list):
+    ids = list(range(3, 3 + 2 * n, 2)) if as_list else range(3, 3 + 2 * n, 2)
+    kept = [i for i in ids if i not in gone]
+    seen = Without(ids, gone)
+    assert list(seen) == kept
+    assert len(seen) == len(kept)
+    assert seen[1:4] == kept[1:4]
+    assert all((i in seen) == (i in kept) for i in range(60))
+    if kept:
+        assert seen[-1] == kept[-1]
+    with pytest.raises(IndexError):
+        seen[len(kept)]
+
+
+def test_without_twice():
+    inner = Without(range(10), [2, 5])
+    assert list(Without(inner, [0, 9, 5])) == [1, 3, 4, 6, 7, 8]
+
+
+# ---------------------------------------------------------------- groups and time
+
+
+@dataclass(frozen=True)
+class Groups(fl.FedAvg):
+    """Two groups in one round, or one after the other, and what the clock says."""
+
+    card = replace(fl.FedAvg.card, id="groups")
+    together: bool = True
+
+    def round(self, state, clients):
+        left, right = [0, 2], [4]
+        if self.together:
+            a, b = clients.only(left), clients.only(right)
+            assert list(a.ids) == left
+            super().round(state, a)
+            super().round(state, b)
+            times = a.now, b.now
+        else:
+            clients.mean(self.local, left, params=state.params)
+            middle = clients.now
+            clients.mean(self.local, right, params=state.params)
+            times = middle, clients.now - middle
+        clients.note(left=times[0], right=times[1], all=clients.now)
+        return replace(state, params=state.params + 1)
+
+
+def test_groups_of_one_round_overlap_in_time():
+    trial = Trial(Groups)
+    notes = {}
+    for together in (True, False):
+        method = replace(trial.method, together=together)
+        run = trial.run(method=method, world=fl.World(step_seconds=1.0, spread=0.5), rounds=1)
+        notes[together] = run.rows[0]["notes"] | {"end": run.host.now}
+    assert notes[True]["left"] == notes[False]["left"] > 0
+    assert notes[True]["right"] == pytest.approx(notes[False]["right"])
+    assert notes[True]["all"] == notes[True]["end"] == max(notes[True]["left"], notes[True]["right"])
+    assert notes[False]["all"] == pytest.approx(notes[False]["left"] + notes[False]["right"])
+
+
+def test_a_round_lasts_as_long_as_its_slowest_client():
+    world = fl.World(step_seconds=1.0, spread=0.8, latency=0.5, up=1e4, down=2e4)
+    trial = Trial(fl.FedAvg, cohort=6)
+    run = trial.run(world=world, rounds=1)
+    f, d, solver = run.plan.federation, run.plan.model.layout.size, trial.method.solver
+    each = [
+        2 * 0.5 + 8 * d / 1e4 + 8 * d / 2e4 + solver.work(f.size(i)) * world.device(i).step_seconds for i in range(6)
+    ]
+    assert run.host.now == pytest.approx(max(each))
+
+
+# ---------------------------------------------------------------- who is there
+
+
+def test_availability_is_the_world_s_and_changes_by_round():
+    run = Run(Trial(fl.FedAvg).experiment(sizes=(5,) * 40, world=fl.World(present=0.5, seed=3)))
+    here = []
+    for version in range(6):
+        run.host.version = version
+        here.append(tuple(run.host.clients.available()))
+    assert len(set(here)) == 6
+    assert 60 < sum(map(len, here)) < 180
+    assert set(run.host.clients.sample(5)) <= set(here[-1])
+
+
+def test_info_says_what_a_server_may_know():
+    info = clients_of(sizes=(10, 1)).info(0)
+    assert info["samples"] == 6
+    assert set(info) == {"samples", "model", "device"}
+
+
+# ---------------------------------------------------------------- replies
+
+
+def reply(id, n, job, **fields):
+    return Reply(id, n, job, 0, 0.0, 0.0, Message(), Message(fields))
+
+
+def test_replies_stack_and_average():
+    got = Replies((reply(4, 1, 1, v=torch.tensor([1.0]), s=2.0), reply(2, 3, 2, v=torch.tensor([5.0]), s=4.0)))
+    assert got.ids == [4, 2]
+    assert got.v.tolist() == [[1.0], [5.0]]
+    assert got.s.tolist() == [2.0, 4.0]
+    assert got.weights.tolist() == [0.25, 0.75]
+    assert got.mean().v.tolist() == [4.0]
+    assert got.mean(lambda r: 1.0).s == 3.0
+    assert got.sum(lambda r: r.id).v.tolist() == [14.0]
+    assert (got.sum().count, got[0].v.item(), got[1:].ids) == (2, 1.0, [2])
+    assert got.where(lambda r: r.n > 1).ids == [2]
+
+
+def test_sums_of_replies_do_not_depend_on_arrival():
+    parts = [reply(i, 1, i, v=torch.tensor([x])) for i, x in enumerate((1e8, 1.0, -1e8))]
+    assert Replies(tuple(parts)).sum().v.equal(Replies(tuple(reversed(parts))).sum().v)
+
+
+def test_replies_of_different_shapes_are_a_list():
+    got = Replies((reply(0, 1, 1, v=torch.ones(1)), reply(1, 1, 2, v=torch.ones(2))))
+    assert [len(v) for v in got.v] == [1, 2]
+
+
+def test_no_replies():
+    got = Replies()
+    assert not got
+    assert got.sum().count == 0
+    with pytest.raises(fl.FedloomError, match="no replies, so no 'delta'"):
+        _ = got.delta
+
+
+def test_replies_grow():
+    got = Replies()
+    got += (reply(0, 1, 1, v=1),)
+    got += Replies((reply(1, 1, 2, v=2),))
+    assert got.ids == [0, 1]
+    assert got.v.tolist() == [1, 2]
+
+
+def test_spread_of_an_evaluation():
+    each = {i: {"accuracy": i / 20} for i in range(20)}
+    spread = Evaluation({}, each).spread("accuracy")
+    assert spread["mean"] == pytest.approx(0.475)
+    assert spread["worst10"] == pytest.approx((0 + 0.05) / 2)
+    assert Evaluation({}, each).spread("accuracy", better=-1)["worst10"] == pytest.approx((0.95 + 0.9) / 2)
+    assert Evaluation({}).spread("accuracy") == {}
+
+
+def test_void_below_least():
+    @dataclass(frozen=True)
+    class Least(fl.FedAvg):
+        """Asks for more replies than there are."""
+
+        card = replace(fl.FedAvg.card, id="least")
+
+        def round(self, state, clients):
+            got = clients.mean(self.local, [0, 1], least=3, params=state.params)
+            assert dict(got) == {"count": 0, "weight": 0.0}
+            return state
+
+    assert Trial(Least).run(rounds=1).host.ledger.up > 0

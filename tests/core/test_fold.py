@@ -1,0 +1,167 @@
+"""Sums need no single reply: the same for any workers and order, element by element, deaf to odd replies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedloom as fl
+from fedloom.engines.fold import Fold, Total, divided, fold_chunk, structure, tree
+from fedloom.errors import MessageError
+from fedloom.message import At, Covered, Message
+from fedloom.methods.optimisation.fedavg import FedAvgState
+from fedloom.testing import Trial, difference
+
+
+def split(entries, size):
+    return [fold_chunk(entries[k : k + size]) for k in range(0, len(entries), size)]
+
+
+def entries(n, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        (k, Message(v=torch.randn(3, generator=rng, dtype=torch.float64), loss=float(k), t={"a": [k, 1.0]}), 1.0 + k)
+        for k in range(n)
+    ]
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+@settings(deadline=None, max_examples=60)
+def test_any_chunks_give_the_plain_sum(n, size):
+    total, left_out = tree(split(entries(n), size))
+    plain = sum(w * m.v for _, m, w in entries(n))
+    assert left_out == {}
+    assert sorted(total.jobs) == list(range(n))
+    assert total.weight == sum(w for *_, w in entries(n))
+    assert torch.allclose(total.values["v"], plain, rtol=1e-13)
+    assert total.values["loss"] == pytest.approx(sum(w * m.loss for _, m, w in entries(n)))
+    assert total.values["t"]["a"][1] == total.weight
+
+
+def test_the_tree_is_fixed_by_chunks_alone():
+    """((c0 + c1) + (c2 + c3)) + c4, bit for bit, whoever computed the chunks and whenever."""
+    values = [torch.tensor([v]) for v in (1e8, 1.0, -1e8, 1.0, 0.5)]
+    chunks = [[Total({"v": v.clone()}, 1.0, [k], "s")] for k, v in enumerate(values)]
+    a, b, c, d, e = values
+    assert tree(chunks)[0].values["v"].equal(((a + b) + (c + d)) + e)
+
+
+def test_an_odd_reply_never_displaces_the_many():
+    odd = (9, Message(v=torch.ones(4), loss=0.0, t={"a": [0, 1.0]}), 1.0)
+    for at in range(5):
+        for size in (1, 2, 3, 5):
+            mixed = entries(4)
+            mixed.insert(at, odd)
+            total, left_out = tree(split(mixed, size))
+            assert sorted(total.jobs) == [0, 1, 2, 3]
+            assert list(left_out) == [9]
+            assert "differ" in left_out[9]
+            assert torch.allclose(total.values["v"], tree(split(entries(4), 2))[0].values["v"])
+
+
+def test_nothing_at_all():
+    assert tree([])[0].jobs == []
+    assert tree([[], []])[0].jobs == []
+    assert tree([[], fold_chunk(entries(2))])[0].jobs == [0, 1]
+
+
+def test_at_adds_element_by_element():
+    pieces = [
+        (0, Message(w=At(torch.tensor([0, 2]), torch.tensor([1.0, 2.0]), 4)), 1.0),
+        (1, Message(w=At(torch.tensor([2, 3]), torch.tensor([4.0, 8.0]), 4)), 3.0),
+        (2, Message(w=At(torch.tensor([], dtype=torch.int64), torch.tensor([]), 4)), 5.0),
+    ]
+    for size in (1, 2, 3):
+        total, left_out = tree(split(pieces, size))
+        covered = divided(total.values["w"], total.weight)
+        assert isinstance(covered, Covered)
+        assert left_out == {}
+        old = torch.tensor([9.0, 9.0, 9.0, 9.0])
+        assert covered.over(old).tolist() == [1.0, 9.0, (1 * 2 + 3 * 4) / 4, 8.0]
+
+
+def test_rows_of_a_table():
+    table = At(torch.tensor([1]), torch.tensor([[2.0, 4.0]]), 3)
+    total, _ = tree(split([(0, Message(p=table), 2.0), (1, Message(p=table), 2.0)], 1))
+    assert divided(total.values["p"], 4.0).over(torch.zeros(3, 2)).tolist() == [[0, 0], [2, 4], [0, 0]]
+
+
+def test_weights():
+    m = Message(n=3, bad=-1.0, text="x")
+    assert Fold().of(m, 7) == 7.0
+    assert Fold(1).of(m, 7) == 1.0
+    assert Fold("n").of(m, 7) == 3.0
+    for name in ("bad", "text", "gone"):
+        with pytest.raises(MessageError, match="finite number >= 0"):
+            Fold(name).of(m, 7)
+
+
+def test_structure_is_names_shapes_and_types():
+    a = Message(x=torch.zeros(2), n=1)
+    assert structure(a) == structure(Message(x=torch.ones(2), n=0.5))
+    for other in (
+        Message(x=torch.zeros(3), n=1),
+        Message(x=torch.zeros(2).double(), n=1),
+        Message(y=torch.zeros(2), n=1),
+        Message(x=torch.zeros(2)),
+        Message(x=[torch.zeros(2)], n=1),
+        Message(x=At(torch.tensor([0]), torch.zeros(1), 2), n=1),
+    ):
+        assert structure(a) != structure(other)
+
+
+def test_text_has_no_sum():
+    with pytest.raises(MessageError, match=r"clients\.map"):
+        fold_chunk([(0, Message(name="a"), 1.0)])
+
+
+def test_integers_mean_what_they_mean():
+    """Counts are summed in float64: a mean of integers is not cut off."""
+    total, _ = tree([fold_chunk([(0, Message(c=torch.tensor([1])), 1.0), (1, Message(c=torch.tensor([2])), 1.0)])])
+    assert divided(total.values["c"], 2.0).tolist() == [1.5]
+
+
+# ---------------------------------------------------------------- through the public door
+
+
+@dataclass(frozen=True)
+class Sums(fl.Method):
+    """Asks every client for its number, as a mean, a sum and one by one."""
+
+    card = replace(fl.FedAvg.card, id="sums")
+    cohort: int = 6
+    weight: str = "samples"
+
+    def start(self, clients, before=None):
+        return FedAvgState(params=torch.zeros(3, dtype=torch.float64))
+
+    async def local(self, client):
+        return fl.Message(v=torch.full((3,), float(client.id), dtype=torch.float64), own=float(client.id), one=1)
+
+    def round(self, state, clients):
+        weight = {"samples": None, "own": "own"}.get(self.weight, 1.0)
+        mean = clients.mean(self.local, weight=weight)
+        total = clients.sum(self.local)
+        replies = clients.map(self.local)
+        by_hand = replies.mean({"samples": None, "own": lambda r: r.own}.get(self.weight, lambda r: 1.0))
+        assert difference(mean.v, by_hand.v, 1e-14) == ""
+        assert difference(total.v, replies.sum().v, 1e-14) == ""
+        assert (total.one, total.count, mean.one) == (6, 6, 1)
+        return replace(state, params=mean.v)
+
+
+@pytest.mark.parametrize(("engine", "workers"), [("sequential", None), ("pool", 2), ("pool", 3), ("debug", None)])
+@pytest.mark.parametrize("weight", ["samples", "equal", "own"])
+def test_mean_sum_and_map_agree(engine, workers, weight):
+    run = Trial(Sums).run(method=Sums(weight=weight), engine=engine, workers=workers, rounds=1)
+    f = run.plan.federation
+    w = {"samples": [float(f.size(i)) for i in range(6)], "equal": [1.0] * 6, "own": [float(i) for i in range(6)]}[
+        weight
+    ]
+    expected = math.fsum(w[i] * i for i in range(6)) / math.fsum(w)
+    assert run.params.tolist() == pytest.approx([expected] * 3, rel=1e-14)

@@ -1,0 +1,187 @@
+"""A job counts or leaves no trace: memory follows the reply, the book and the bytes do not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import fedloom as fl
+from fedloom.client import Book, Memory
+from fedloom.methods.optimisation.fedavg import FedAvgState
+from fedloom.testing import Trial, difference
+
+# ---------------------------------------------------------------- the mapping itself
+
+
+def test_writes_are_held_back():
+    committed = {"a": 1}
+    memory = Memory(committed)
+    memory["b"] = 2
+    memory["a"] = 3
+    assert committed == {"a": 1}
+    assert dict(memory) == memory.version() == {"a": 3, "b": 2}
+    assert memory.changed
+    assert not Memory(committed).changed
+
+
+def test_deleting():
+    memory = Memory({"a": 1, "b": 2})
+    del memory["a"]
+    assert list(memory) == ["b"]
+    assert len(memory) == 1
+    assert "a" not in memory
+    assert memory.get("a", 7) == 7
+    for key in ("a", "never"):
+        with pytest.raises(KeyError):
+            del memory[key]
+    memory["a"] = 5
+    assert memory.version() == {"a": 5, "b": 2}
+
+
+def test_a_stored_tensor_carries_no_graph():
+    memory = Memory({})
+    memory["t"] = [torch.ones(2, requires_grad=True) * 2]
+    assert not memory["t"][0].requires_grad
+
+
+def test_a_book_only_grows():
+    book = Book({"bytes": 3.0})
+    book.add("bytes", 2)
+    assert (book["bytes"], book["epsilon"]) == (5.0, 0.0)
+    assert book.entries == {"bytes": 3.0}
+    with pytest.raises(fl.FedloomError, match="only grows"):
+        book.add("bytes", -1)
+
+
+# ---------------------------------------------------------------- in a run
+
+
+@dataclass(frozen=True)
+class Remembers(fl.Method):
+    """Every client counts its jobs and spends one unit; client 2 ends each job in its own way.
+
+    Args:
+        end: how client 2 ends.
+        ask: mean, map or send.
+    """
+
+    card = replace(fl.FedAvg.card, id="remembers")
+    end: str = "well"
+    ask: str = "mean"
+
+    def start(self, clients, before=None):
+        return FedAvgState(params=torch.zeros(2, dtype=torch.float64))
+
+    async def local(self, client, params):
+        client.memory["jobs"] = client.memory.get("jobs", 0) + 1
+        client.book.add("spent", 1.0)
+        v, weight = torch.ones(2, dtype=torch.float64), 1.0
+        if client.id == 2:
+            if self.end == "declines":
+                raise fl.Declined("no")
+            if self.end == "raises":
+                raise ZeroDivisionError("oh")
+            if self.end == "nan":
+                v = v * math.nan
+            if self.end == "inf":
+                v = v * math.inf
+            if self.end == "shape":
+                v = torch.ones(3, dtype=torch.float64)
+            if self.end == "field":
+                return fl.Message(w=v, weight=1.0)
+            if self.end == "weight":
+                weight = -1.0
+            if self.end == "nothing":
+                return None
+        return fl.Message(v=v, weight=weight)
+
+    def round(self, state, clients):
+        ids = [0, 2, 4, 5]
+        if self.ask == "mean":
+            got = clients.mean(self.local, ids, weight="weight", params=state.params)
+        elif self.ask == "map":
+            got = clients.map(self.local, ids, params=state.params).mean(lambda r: 1.0)
+        else:
+            clients.send(ids, self.local, params=state.params)
+            got = clients.receive(until=clients.now + 100).mean(lambda r: 1.0)
+        clients.note(count=got.count)
+        return replace(state, params=state.params + got.v)
+
+
+def run(end, ask, **options):
+    trial = Trial(Remembers)
+    return trial.run(method=Remembers(end=end, ask=ask), on_failure="exclude", rounds=3, **options)
+
+
+@pytest.mark.parametrize("ask", ["mean", "map", "send"])
+@pytest.mark.parametrize("end", ["declines", "raises", "nan", "inf", "shape", "field", "weight", "nothing", "well"])
+def test_memory_follows_the_reply(end, ask):
+    if (end, ask) in {("shape", "map"), ("field", "map"), ("shape", "send"), ("field", "send")}:
+        with pytest.raises(fl.FedloomError, match=r"not alike.*clients \[2\]"):
+            run(end, ask)
+        return
+    got = run(end, ask)
+    counted = end in ("well", "nothing") or (end == "weight" and ask != "mean")  # nobody reads that weight
+    assert got.memories.get(2) == ({"jobs": 3} if counted else None)
+    assert {i: got.memories[i] for i in (0, 4, 5)} == dict.fromkeys((0, 4, 5), {"jobs": 3})
+    assert got.host.excluded == {} if counted else sum(got.host.excluded.values()) == 1
+    assert got.rows[-1]["notes"]["count"] == (4 if counted and end != "nothing" else 3)
+    assert got.params.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("end", ["nan", "shape", "field", "weight"])
+def test_bytes_and_book_stand_whatever_the_verdict(end):
+    got = run(end, "mean")
+    sent = {"nan": 16 + 8, "shape": 24 + 8, "field": 16 + 8, "weight": 16 + 8}[end]
+    assert got.host.ledger.up == 3 * (3 * 24 + sent)
+    assert got.host.ledger.down == 3 * 4 * 16
+    assert got.host.books[2] == {"spent": 3.0}
+
+
+@pytest.mark.parametrize("engine", ["stacked", "pool", "debug"])
+@pytest.mark.parametrize("end", ["declines", "nan", "shape", "well"])
+def test_every_engine_agrees(engine, end):
+    a, b = run(end, "mean"), run(end, "mean", engine=engine, workers=2)
+    assert difference(a.memories, b.memories) == ""
+    assert difference(a.params, b.params) == ""
+    assert [r["excluded"] for r in a.rows] == [r["excluded"] for r in b.rows]
+
+
+def test_failures_stop_a_run_unless_told_otherwise():
+    with pytest.raises(fl.FedloomError, match=r"Remembers\.local raised ZeroDivisionError: oh \(client 2, round 0"):
+        Trial(Remembers).run(method=Remembers(end="raises"))
+
+
+def test_scaffold_s_sum_survives_lost_replies():
+    """The server's control is the mean of the clients' controls; a reply that was refused must change neither."""
+
+    async def spoils(client, honest, **payload):
+        reply = await honest(client, **payload)
+        return reply.replace(delta=reply.delta * math.nan) if client.key[1] % 2 else reply
+
+    trial = Trial(fl.catalogue()["scaffold"], cohort=4)
+    got = trial.run(behave={0: spoils, 4: spoils}, rounds=6)
+    assert sum(r["excluded"] for r in got.rows) > 0
+    controls = [m["control"] for m in got.memories.values()]
+    assert torch.allclose(torch.stack(controls).sum(0) / 6, got.state.control, atol=1e-12)
+
+
+def test_nobody_writes_during_evaluation():
+    @dataclass(frozen=True)
+    class Writes(fl.FedAvg):
+        """Writes to memory when asked for its own answer."""
+
+        card = replace(fl.FedAvg.card, id="writes")
+
+        async def personalise(self, client, params):
+            client.memory["seen"] = params
+            client.book.add("spent", 1.0)
+            return params
+
+    got = Trial(Writes).run(evaluate_every=1)
+    assert "personal.accuracy" in got.history
+    assert got.memories == {}
+    assert got.host.books == {}

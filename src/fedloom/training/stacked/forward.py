@@ -112,6 +112,7 @@ def _look(twin: Twin, pair: list[Training]) -> Notes | NotStackable:
         return e
     finally:
         FOLD.notes = None
+    notes.dense = {pair: rows / len(_WIDTHS) for pair, rows in notes.dense.items()}
     return notes
 
 

@@ -75,12 +75,14 @@ def _together(requests: Sequence[Training], twin: Twin, exact: bool = False) -> 
     tracked = _loop(cohort, twin, stepping, exact)
     twin.how = stepping.how
     chunk = twin.chunk = Chunk(stepping.pieces(), cohort.first.start)
-    out: list[Trained] = [_untouched(r) for r in requests]
-    for j, r in enumerate(cohort.requests):
-        if r.steps:
-            row = chunk.row(j, r.start)
-            out[cohort.order[j]] = Trained(row, r.steps, r.solver.lr, stepping.carry(j), tracked[j] / r.steps)
-    return out
+    out: dict[int, Trained] = {}
+    for j, (i, r) in enumerate(zip(cohort.order, cohort.requests)):
+        if r.steps == 0:
+            out[i] = _untouched(r)
+        else:
+            carry, loss = stepping.carry(j), tracked[j] / r.steps
+            out[i] = Trained(chunk.row(j, r.start), r.steps, r.solver.lr, carry, loss)
+    return [out[i] for i in range(len(requests))]
 
 
 def _untouched(r: Training) -> Trained:

@@ -63,7 +63,7 @@ def watching(console: Console) -> Iterator[Watch]:
 def figures(row: dict[str, Any]) -> str:
     """`accuracy 91.2 %  personal 95.0 %  4.1 MB up`; "" for a round without evaluation."""
     parts = []
-    for view in views_of(row):
+    for view in (v for v in views_of(row) if v != "local"):
         name = headline(row[view])
         value = row[view][name]
         shown = f"{100 * value:.1f} %" if is_share(name, name) else f"{value:.4g}"

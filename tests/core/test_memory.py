@@ -126,7 +126,7 @@ def test_memory_follows_the_reply(end, ask):
     got = run(end, ask)
     counted = end in ("well", "nothing") or (end == "weight" and ask != "mean")  # nobody reads that weight
     assert got.memories.get(2) == ({"jobs": 3} if counted else None)
-    assert {i: got.memories[i] for i in (0, 4, 5)} == dict.fromkeys((0, 4, 5), {"jobs": 3})
+    assert {i: got.memories[i] for i in (0, 4, 5)} == {i: {"jobs": 3} for i in (0, 4, 5)}
     assert got.host.excluded == {} if counted else sum(got.host.excluded.values()) == 1
     assert got.rows[-1]["notes"]["count"] == (4 if counted and end != "nothing" else 3)
     assert got.params.tolist() == [3.0, 3.0]

@@ -83,13 +83,17 @@ class Local:
     # ------------------------------------------------------------ one chunk
     def _run_chunk(self, jobs: Sequence[Job], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
         turns = [Turn(self.plan, job) for job in jobs]
-        for turn in turns:
-            turn.advance()
-        waiting = [t for t in turns if t.request is not None]
-        while waiting:
-            self._serve(waiting)
-            waiting = [t for t in waiting if t.request is not None]
-        return self._gather(turns, fold)
+        try:
+            for turn in turns:
+                turn.advance()
+            waiting = [t for t in turns if t.request is not None]
+            while waiting:
+                self._serve(waiting)
+                waiting = [t for t in waiting if t.request is not None]
+            return self._gather(turns, fold)
+        finally:
+            for turn in turns:
+                turn.coroutine.close()  # where one raised, the others will not go on
 
     def _serve(self, turns: Sequence[Turn]) -> None:
         """Answer what each turn waits for: training together, the rest on the spot."""

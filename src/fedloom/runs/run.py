@@ -269,7 +269,8 @@ class Run:
     def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
-        if (self.out / "config.toml").exists() and not checkpoint.found(self.out / "checkpoints"):
+        written = [(self.out / name).exists() for name in ("config.toml", "metrics.jsonl")]
+        if written == [True, False] and not checkpoint.found(self.out / "checkpoints"):
             self._say("note", text="killed before its first checkpoint: it starts again")
             return None
         _, saved, troubles = checkpoint.load(self.out / "checkpoints")

@@ -1,0 +1,195 @@
+"""Checkpoints: written whole or not at all; a killed run ends as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedloom as fl
+from fedloom.errors import CheckpointError
+from fedloom.runs import checkpoint
+from fedloom.testing import Trial, difference, outcome
+
+PROGRAM = """
+    import sys, torch, fedloom as fl
+    from fedloom.testing import Trial
+    method = fl.catalogue()[sys.argv[2]]
+    trial = Trial(method)
+    experiment = trial.experiment(out=sys.argv[1], rounds=int(sys.argv[3]), checkpoint_seconds=float(sys.argv[4]))
+    print("ready", flush=True)
+    from pathlib import Path
+    experiment.run(resume=Path(sys.argv[1], "config.toml").exists())
+    print("done", flush=True)
+"""
+
+
+def start(folder, method, rounds, every):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), method, str(rounds), str(every)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.parametrize(
+    ("method", "every", "delays"), [("scaffold", 0.0, (0.01, 0.23)), ("fedbuff", 0.05, (0.05, 0.15))]
+)
+def test_kill_dash_nine_at_odd_moments(tmp_path, method, every, delays):
+    rounds, killed = 40, 0
+    for delay in delays:
+        process = start(tmp_path / "killed", method, rounds, every)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 1
+    process = start(tmp_path / "killed", method, rounds, every)
+    out, err = process.communicate(timeout=120)
+    assert out.endswith("done\n"), err
+    whole = Trial(fl.catalogue()[method]).experiment(out=tmp_path / "whole", rounds=rounds).run()
+    mine, theirs = (load_file(tmp_path / n / "model.safetensors") for n in ("killed", "whole"))
+    assert difference(mine, theirs) == ""
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "wall"} for line in text.splitlines()]
+        for text in ((tmp_path / n / "metrics.jsonl").read_text() for n in ("killed", "whole"))
+    ]
+    assert difference(*logs) == ""
+    assert len(logs[0]) == rounds == whole.host.version
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+# ---------------------------------------------------------------- files
+
+
+def content(k):
+    return {"round": k, "params": torch.full((2000,), float(k))}
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for k in range(5):
+        checkpoint.save(tmp_path, k, content(k))
+    assert [p.name for p in checkpoint.found(tmp_path)] == ["round-000003.ckpt", "round-000004.ckpt"]
+    round, saved, troubles = checkpoint.load(tmp_path)
+    assert (round, troubles) == (4, [])
+    assert difference(saved, content(4)) == ""
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "other"])
+def test_a_damaged_newest_is_passed_over_and_named(tmp_path, damage):
+    checkpoint.save(tmp_path, 1, content(1))
+    newest = checkpoint.save(tmp_path, 2, content(2))
+    raw = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        raw[len(raw) // 2] ^= 1
+    newest.write_bytes({"truncated": raw[:-100], "empty": b"", "flipped": raw, "other": b"something else"}[damage])
+    round, saved, (trouble,) = checkpoint.load(tmp_path)
+    assert round == saved["round"] == 1
+    assert "round-000002.ckpt" in trouble
+    assert "the one before is used" in trouble
+
+
+def test_nothing_whole(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no \*\.ckpt"):
+        checkpoint.load(tmp_path)
+    checkpoint.save(tmp_path, 1, content(1)).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"nothing to resume from: round-000001\.ckpt: not a Fedloom checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path):
+    """A limit on file size makes the kernel refuse the rest of the write, as a full disk does."""
+    checkpoint.save(tmp_path, 1, content(1))
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"could not write .*round-000002.*round-000001\.ckpt.*Make room"):
+            checkpoint.save(tmp_path, 2, content(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.name for p in tmp_path.iterdir()] == ["round-000001.ckpt"]
+    assert checkpoint.load(tmp_path)[0] == 1
+
+
+# ---------------------------------------------------------------- runs
+
+
+def make(folder, **options):
+    return Trial(fl.FedAvg).experiment(out=folder, checkpoint_seconds=0.0, evaluate_every=1, **options)
+
+
+def test_a_truncated_newest_checkpoint_costs_one_round(tmp_path):
+    reference = make(None, rounds=4).run()
+    make(tmp_path, rounds=3).run()
+    newest = checkpoint.found(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-50])
+    said = []
+    run = make(tmp_path, rounds=4, observers=(said.append,)).run(resume=True)
+    assert run.resumed_from == 2
+    assert any("round-000003.ckpt" in e.get("text", "") for e in said)
+    assert difference(outcome(run), outcome(reference)) == ""
+
+
+def test_resuming_an_ended_run_changes_nothing(tmp_path):
+    ended = make(tmp_path).run()
+    files = {p.name: p.read_bytes() for p in Path(tmp_path).rglob("*.jsonl")}
+    again = make(tmp_path).run(resume=True)
+    assert difference(outcome(ended), outcome(again)) == ""
+    assert {p.name: p.read_bytes() for p in Path(tmp_path).rglob("*.jsonl")} == files
+
+
+def test_more_rounds_go_on_where_the_last_ended(tmp_path):
+    make(tmp_path, rounds=2).run()
+    longer = make(tmp_path, rounds=5).run(resume=True)
+    assert difference(outcome(longer)["state"], outcome(make(None, rounds=5).run())["state"]) == ""
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    make(tmp_path).run()
+    with pytest.raises(fl.FedloomError, match="already holds a run"):
+        make(tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"seed": 5}, "seed: then 0, now 5"), ({"dtype": torch.float32}, "dtype"), ({"sizes": (5, 6)}, "data")],
+)
+def test_another_experiment_is_refused(tmp_path, changed, told):
+    make(tmp_path).run()
+    with pytest.raises(CheckpointError, match=f"belongs to another experiment.*{told}"):
+        make(tmp_path, **changed).run(resume=True)
+
+
+def test_other_hyperparameters_are_refused(tmp_path):
+    make(tmp_path).run()
+    with pytest.raises(CheckpointError, match="hyperparameters"):
+        make(tmp_path, method=fl.FedAvg(cohort=2)).run(resume=True)
+
+
+def test_killed_before_the_first_checkpoint_starts_again(tmp_path):
+    make(tmp_path).run()
+    for path in checkpoint.found(tmp_path / "checkpoints"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"there is no \*\.ckpt"):
+        make(tmp_path).run(resume=True)
+    (tmp_path / "metrics.jsonl").unlink()  # it is written after the first checkpoint
+    again = make(tmp_path).run(resume=True)
+    assert difference(outcome(again), outcome(make(None).run())) == ""
+
+
+def test_a_folder_that_was_never_a_run(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume from"):
+        make(tmp_path).run(resume=True)
+    with pytest.raises(CheckpointError, match=r"no config\.toml"):
+        fl.resume(tmp_path)

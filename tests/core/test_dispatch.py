@@ -1,0 +1,419 @@
+"""Jobs that outlive a call: order of events, waiting, cutting, forgetting, stacking, and being run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import fedloom as fl
+from fedloom.engines.local import Local
+from fedloom.testing import Trial, difference, outcome
+from fedloom.testing.trial import Killed
+
+SIZES = (7, 1, 4, 10, 3, 5)  # training samples: 5, 1, 2, 6, 2, 3
+STEP = fl.World(step_seconds=1.0)  # one second a step, messages take no time
+ONE = fl.SGD(lr=0.05, batch_size=1)  # so that a client's job lasts as many seconds as it has samples
+
+
+@dataclass(frozen=True)
+class Log(fl.State):
+    """params `(d,)`, and what was seen."""
+
+    params: Tensor
+    seen: tuple = ()
+
+
+@dataclass(frozen=True)
+class Script(fl.Method):
+    """Programs to send, and a `round` for each test."""
+
+    card = replace(fl.FedAvg.card, id="script", needs=frozenset({"clock", "replies", "memory", "peers"}))
+    solver: fl.SGD = ONE
+
+    def start(self, clients, before=None):
+        return Log(clients.model.initial())
+
+    async def work(self, client, params, steps=None):
+        jobs = client.memory.get("jobs", 0) + 1
+        client.memory["jobs"] = jobs
+        out = await client.train(params, solver=self.solver, steps=steps)
+        return fl.Message(delta=out.vector - params, steps=out.steps, jobs=jobs, began=client.time)
+
+    async def bare(self, client, params):
+        out = await client.train(params, solver=self.solver, steps=3)
+        return fl.Message(vector=out.vector)
+
+    async def twice(self, client, params):
+        first = await client.train(params, solver=self.solver)
+        second = await client.train(first.vector, solver=self.solver)
+        return fl.Message(delta=second.vector - params, steps=first.steps + second.steps)
+
+    def round(self, state, clients):
+        return type(self).script(self, state, clients)  # type: ignore[attr-defined]
+
+
+def play(script, rounds=1, world=STEP, **options):
+    """One round (or more) of a function `script(method, state, clients) -> state`."""
+    kind = type("Playing", (Script,), {"script": script, "__module__": __name__})
+    kind = dataclass(frozen=True)(kind)
+    return Trial(kind).run(method=kind(), sizes=SIZES, world=world, rounds=rounds, **options)
+
+
+def sizes():
+    federation = Trial(Script).experiment(sizes=SIZES).federation
+    return [federation.size(i) for i in range(len(SIZES))]
+
+
+def test_the_sizes_this_file_counts_on():
+    assert sizes() == [5, 1, 2, 6, 2, 3]
+
+
+# ---------------------------------------------------------------- order
+
+
+def test_replies_arrive_by_time_and_ties_by_number():
+    def script(self, state, clients):
+        clients.send([3, 4, 0, 2, 1], self.work, params=state.params)
+        got = [clients.receive(count=1)[0] for _ in range(5)]
+        return replace(state, seen=tuple((r.id, r.time) for r in got))
+
+    assert play(script).state.seen == ((1, 1.0), (4, 2.0), (2, 2.0), (0, 5.0), (3, 6.0))
+
+
+def test_receive_gives_all_of_one_instant():
+    def script(self, state, clients):
+        clients.send([0, 2, 4], self.work, params=state.params)
+        first = clients.receive()
+        second = clients.receive()
+        third = clients.receive()
+        return replace(state, seen=(first.ids, second.ids, list(third)))
+
+    assert play(script).state.seen == ([2, 4], [0], [])
+
+
+def test_receive_until():
+    def script(self, state, clients):
+        clients.send(range(6), self.work, params=state.params)
+        early = clients.receive(until=2.5)
+        at_most = clients.receive(count=1, until=5.5)
+        now = clients.now
+        nothing = clients.receive(until=4.0)
+        rest = clients.receive(until=100.0)
+        return replace(state, seen=(early.ids, at_most.ids, now, len(nothing), rest.ids, clients.now))
+
+    early, at_most, now, nothing, rest, end = play(script).state.seen
+    assert (early, at_most, now) == ([1, 2, 4], [5], 3.0)
+    assert (nothing, rest, end) == (0, [0, 3], 100.0)
+
+
+def test_receive_of_some():
+    def script(self, state, clients):
+        clients.send([0, 1, 2], self.work, params=state.params)
+        slow = clients.receive(of=[0])
+        others = clients.receive(count=2)
+        return replace(state, seen=(slow.ids, others.ids, clients.now))
+
+    assert play(script).state.seen == ([0], [1, 2], 5.0)
+
+
+def test_transfers_take_time():
+    d = 602
+    world = fl.World(step_seconds=1.0, latency=0.5, up=8 * d / 4.0, down=8 * d / 2.0)
+
+    def script(self, state, clients):
+        clients.send(3, self.bare, params=state.params)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.began, r.time))
+
+    began, time = play(script, world=world).state.seen
+    assert began == pytest.approx(2.5)
+    assert time == pytest.approx(2.5 + 3 + 4.5)
+
+
+def test_staleness_counts_rounds():
+    def script(self, state, clients):
+        if not state.seen:
+            clients.send([0, 1, 3], self.work, params=state.params)
+        (r,) = clients.receive(count=1)
+        return replace(state, seen=(*state.seen, (r.id, r.staleness)))
+
+    assert play(script, rounds=3).state.seen == ((1, 0), (0, 1), (3, 2))
+
+
+# ---------------------------------------------------------------- at one client
+
+
+def test_a_client_runs_one_job_at_a_time():
+    def script(self, state, clients):
+        clients.send([2, 2, 2, 1], self.work, params=state.params)
+        got = [clients.receive(count=1)[0] for _ in range(4)]
+        return replace(state, seen=tuple((r.id, r.began, r.time, r.jobs) for r in got))
+
+    run = play(script)
+    assert run.state.seen == ((1, 0.0, 1.0, 1), (2, 0.0, 2.0, 1), (2, 2.0, 4.0, 2), (2, 4.0, 6.0, 3))
+    assert run.memories[2] == {"jobs": 3}
+
+
+def test_idle_clients_are_those_without_jobs():
+    def script(self, state, clients):
+        clients.send([0, 3], self.work, params=state.params)
+        busy = list(clients.idle())
+        clients.receive()
+        return replace(state, seen=(busy, list(clients.idle()), [j.id for j in clients.jobs]))
+
+    assert play(script).state.seen == ([1, 2, 4, 5], [0, 1, 2, 4, 5], [3])
+
+
+def test_a_job_can_wait_for_a_time():
+    def script(self, state, clients):
+        clients.send(1, self.work, when=7.5, params=state.params)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.began, r.time))
+
+    assert play(script).state.seen == (7.5, 8.5)
+
+
+def test_an_event_of_the_client_s_own_is_keyed():
+    def script(self, state, clients):
+        clients.send([0, 1, 2], self.work, when="charging", params=state.params)
+        got = clients.receive(count=3)
+        return replace(state, seen=tuple(sorted((r.id, r.began) for r in got)))
+
+    a, b = play(script).state.seen, play(script).state.seen
+    assert a == b
+    assert len({t for _, t in a}) == 3
+
+
+# ---------------------------------------------------------------- cutting and forgetting
+
+
+def test_cut_gives_fewer_steps_and_the_vector_they_lead_to():
+    def cut(self, state, clients):
+        clients.send([3, 1], self.work, params=state.params)
+        clients.cut([3], at=4.0)
+        got = clients.receive(until=50.0)
+        return replace(state, params=got.where(lambda r: r.id == 3)[0].delta, seen=tuple((r.id, r.steps) for r in got))
+
+    def short(self, state, clients):
+        clients.send([3], self.work, params=state.params, steps=4)
+        return replace(state, params=clients.receive().delta[0])
+
+    cut_run, short_run = play(cut), play(short)
+    assert cut_run.state.seen == ((1, 1), (3, 4))
+    assert torch.equal(cut_run.params, short_run.params)
+
+
+def test_cut_after_it_was_computed_ahead():
+    """The like jobs of one instant are trained together; one that is cut afterwards is trained again, shorter."""
+
+    def script(self, state, clients):
+        clients.send([0, 1, 3], self.work, params=state.params)
+        clients.receive(count=1)  # client 1 is done at 1.0, and all three were computed
+        clients.cut([3])
+        got = clients.receive(until=50.0)
+        return replace(state, seen=tuple((r.id, r.steps, r.time) for r in got))
+
+    assert play(script).state.seen == ((3, 1, 1.0), (0, 5, 5.0))
+
+
+def test_cut_before_anything_was_done():
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        clients.cut([3], at=0.2)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.steps, r.time, float(r.delta.norm())))
+
+    assert play(script).state.seen == (0, 0.2, 0.0)
+
+
+def test_cut_in_the_second_training():
+    def script(self, state, clients):
+        clients.send([5], self.twice, params=state.params)
+        clients.cut([5], at=4.0)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.steps, r.time))
+
+    assert play(script).state.seen == (4, 4.0)
+
+
+def test_a_cancelled_job_leaves_no_trace_and_frees_its_client():
+    def script(self, state, clients):
+        first, second = clients.send([3, 3], self.work, params=state.params)
+        clients.send([1], self.work, params=state.params)
+        clients.receive(count=1)
+        clients.cancel(first)
+        got = clients.receive(until=60.0)
+        return replace(state, seen=tuple((r.id, r.job == second, r.began, r.jobs) for r in got))
+
+    run = play(script)
+    assert run.state.seen == ((3, True, 1.0, 1),)
+    assert run.memories[3] == {"jobs": 1}
+
+
+def test_cancelling_what_waits_or_is_unknown():
+    def script(self, state, clients):
+        _, second = clients.send([3, 3], self.work, params=state.params)
+        clients.receive(until=1.0)
+        clients.cancel(second)
+        clients.cancel(999)
+        got = clients.receive(until=60.0)
+        return replace(state, seen=tuple((r.began, r.time) for r in got))
+
+    assert play(script).state.seen == ((0.0, 6.0),)
+
+
+def test_map_and_mean_beside_jobs_under_way():
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        got = clients.map(self.work, [1, 2], params=state.params)
+        middle = clients.now
+        mean = clients.mean(self.work, [1, 2], weight=1, params=state.params)
+        late = clients.receive()
+        return replace(state, seen=(got.ids, middle, mean.count, mean.jobs, clients.now, late.ids))
+
+    assert play(script).state.seen == ([1, 2], 2.0, 2, 2.0, 6.0, [3])
+
+
+# ---------------------------------------------------------------- together
+
+
+@pytest.mark.parametrize("engine", ["stacked", "pool"])
+def test_stacked_equals_alone(engine):
+    def script(self, state, clients):
+        clients.send(range(6), self.twice, params=state.params)
+        clients.cut([3], at=7.0)
+        got = clients.receive(count=6)
+        order = sorted(got, key=lambda r: r.id)
+        return replace(state, params=sum(r.delta for r in order), seen=tuple((r.id, r.steps, r.time) for r in got))
+
+    a, b = play(script), play(script, engine=engine, workers=2)
+    assert a.state.seen == b.state.seen
+    assert difference(a.params, b.params, 1e-12) == ""
+
+
+def test_like_jobs_under_way_are_trained_together(monkeypatch):
+    calls, plain = [], Local.compute
+    monkeypatch.setattr(Local, "compute", lambda self, requests: calls.append(len(requests)) or plain(self, requests))
+
+    def script(self, state, clients):
+        clients.send(range(6), self.work, params=state.params)
+        clients.receive(count=6)
+        return state
+
+    play(script)
+    assert calls == [6]
+
+
+def test_nothing_uncertain_is_computed_once_something_was_cut(monkeypatch):
+    calls, plain = [], Local.compute
+    monkeypatch.setattr(Local, "compute", lambda self, requests: calls.append(len(requests)) or plain(self, requests))
+
+    def script(self, state, clients):
+        clients.send([0, 3], self.work, params=state.params)
+        clients.cut([3], at=2.0)
+        clients.receive(count=1)
+        return state
+
+    play(script)
+    assert sum(calls) == 1
+
+
+# ---------------------------------------------------------------- run again
+
+
+@dataclass(frozen=True)
+class Everything(Script):
+    """A round is one arrival; jobs are cut, cancelled, queued, delayed, ask the server and peers, and start others."""
+
+    card = replace(Script.card, id="everything")
+
+    async def asks(self, client, params):
+        first = await client.train(params, solver=self.solver)
+        newest = await client.ask(Everything.newest)
+        peers = await client.ask(self.tells, of=[(client.id + 1) % 6])
+        second = await client.train(first.vector + 0.1 * (newest.params - params), solver=self.solver, steps=2)
+        client.memory["last"] = second.vector
+        client.send((client.id + 2) % 6, self.work, when=0.7, params=second.vector)
+        return fl.Message(delta=second.vector - params, heard=float(peers.jobs[0]), jobs=0, steps=0)
+
+    async def tells(self, client):
+        return fl.Message(jobs=float(client.memory.get("jobs", 0)))
+
+    @staticmethod
+    def newest(state):
+        return fl.Message(params=state.params)
+
+    def round(self, state, clients):
+        n = len(state.seen)
+        if n % 4 == 0:
+            clients.send([0, 3, 3], self.work, params=state.params)
+            clients.send([1, 5], self.asks, params=state.params)
+        if n == 2:
+            clients.cut([3], at=clients.now + 1.5)
+        if n == 5:
+            clients.cancel(clients.jobs[0].number)
+        got = clients.receive(count=1)
+        if not got:
+            return state
+        r = got[0]
+        entry = (r.id, r.job, r.staleness, r.time, r.steps, r.jobs)
+        return replace(state, params=state.params + 0.2 * r.delta, seen=(*state.seen, entry))
+
+
+WORLD = fl.World(step_seconds=1.0, spread=0.5, jitter=0.3, latency=0.3, up=1e4, down=3e4)
+ROUNDS = 14
+
+
+def experiment(**options):
+    return Trial(Everything).experiment(
+        method=Everything(), sizes=SIZES, world=WORLD, rounds=ROUNDS, checkpoint_seconds=0.0, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return experiment().run()
+
+
+def test_everything_happens(reference):
+    assert len({e[0] for e in reference.state.seen}) >= 4
+    assert max(e[2] for e in reference.state.seen) >= 2
+    assert reference.host.ledger.peers > 0
+    assert reference.host.dispatch.jobs
+
+
+@pytest.mark.parametrize("killed", range(1, ROUNDS + 1))
+def test_revived_at_every_event(reference, tmp_path, killed):
+    def kill(event):
+        if event["event"] == "round" and event["round"] == killed:
+            raise Killed
+
+    with pytest.raises(Killed):
+        experiment(out=tmp_path, observers=(kill,)).run()
+    assert difference(outcome(experiment(out=tmp_path).run(resume=True)), outcome(reference)) == ""
+
+
+@pytest.mark.parametrize("engine", ["stacked", "pool", "debug"])
+def test_everything_on_every_engine(reference, engine):
+    run = experiment(engine=engine, workers=2).run()
+    assert difference(run.state, reference.state, 1e-10) == ""
+    assert difference(run.memories, reference.memories, 1e-10) == ""
+
+
+def test_a_lost_reply_in_time():
+    async def nan(client, honest, **payload):
+        reply = await honest(client, **payload)
+        return reply.replace(delta=reply.delta * float("nan"))
+
+    def script(self, state, clients):
+        clients.send([0, 2, 2], self.work, params=state.params)
+        got = clients.receive(until=60.0)
+        return replace(state, seen=tuple(got.ids))
+
+    run = play(script, behave={2: nan}, on_failure="exclude")
+    assert run.state.seen == (0,)
+    assert set(run.memories) == {0}
+    assert run.rows[0]["excluded"] == 2

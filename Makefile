@@ -36,7 +36,7 @@ test: $(TOOLS)    ## all tests
 
 lint: $(TOOLS)    ## style and format
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --exclude '*.md' .
 
 types: $(TOOLS)   ## types
 	$(BIN)/pyright

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedloom.training.request import Training
 from fedloom.training.solvers import SGD
@@ -13,6 +13,7 @@ _CACHE = 6 << 20  # bytes of per-client weights: what a step reads and writes sh
 _LAZY = 64 << 20  # bytes of the inputs and coefficients of lazy layers
 _SMALL = 2 << 20  # bytes of weights of models so small that a step is all dispatch
 _CONVOLUTIONS = 5  # one convolution per client: stacking saves the dispatch of the rest, and activations are large
+_VECTORS = 20 << 20  # bytes of vectors that steps read beside the weights: control variates, linear terms
 _LAZY_CLIENTS = 50  # beyond this the shared product is as efficient as it gets
 _DEVICE = 2 << 30  # bytes of weights on an accelerator, which wants large batches more than cache
 
@@ -37,8 +38,18 @@ def choose_chunk(request: Training, n: int) -> int:
         limit = _CACHE // max(1, built)
         if products:
             limit = min(limit, _LAZY // products, _LAZY_CLIENTS)
+        if request.step is not None and _own_vector(request):
+            limit = min(limit, _VECTORS // max(1, size))
     limit = max(1, min(n, limit))
     return math.ceil(n / math.ceil(n / limit)) if n else 1
+
+
+def _own_vector(request: Training) -> bool:
+    """Whether the step hook is given a vector that is likely the client's own."""
+    return any(
+        isinstance(v, Tensor) and v.shape == request.start.shape and v is not request.start
+        for v in request.extras.values()
+    )
 
 
 def _lazy_sizes(request: Training) -> list[tuple[int, int]]:

@@ -155,13 +155,14 @@ class Row(Tensor):
     def build(self) -> Tensor:
         """The numbers, as an ordinary tensor of its own memory."""
         if self._built is None:
-            if (self._a, self._b) == (1.0, 0.0):
-                self._built = self._handle.vector()
+            a, b, w = self._a, self._b, self._handle.vector()
+            if (a, b) == (1.0, 0.0):
+                self._built = w
+            elif b == 0 or a == 0:
+                self._built = w * a if b == 0 else _plain(self._start) * b
             else:
-                known = self._handle.value
-                out = self._handle.chunk.build(self._handle.j) if known is None else known.clone()
-                out.mul_(self._a) if self._a != 1 else out
-                self._built = out.add_(_plain(self._start), alpha=self._b)
+                out = torch.add(w, _plain(self._start), alpha=b / a)
+                self._built = out if a == 1 else out.mul_(a)
         return self._built
 
     def deferred(self) -> bool:
@@ -262,13 +263,16 @@ def add_rows(acc: Tensor, rows: Sequence[Tensor], weights: Sequence[float]) -> N
     chunks: dict[int, tuple[Chunk, list[int], list[float]]] = {}
     starts: dict[int, tuple[Tensor, float]] = {}
     for row, weight in zip(rows, weights):
-        if not isinstance(row, Row) or not row.deferred():
+        if not isinstance(row, Row) or row._built is not None:
             acc.add_(_plain(row), alpha=weight)
             continue
         chunk = row._handle.chunk
-        _, js, factors = chunks.setdefault(id(chunk), (chunk, [], []))
-        js.append(row._handle.j)
-        factors.append(weight * row._a)
+        if row._handle.value is not None or chunk.pieces is None:  # adding what is there is cheaper than a product
+            acc.add_(row._handle.vector(), alpha=weight * row._a)
+        else:
+            _, js, factors = chunks.setdefault(id(chunk), (chunk, [], []))
+            js.append(row._handle.j)
+            factors.append(weight * row._a)
         if row._b:
             start, total = starts.get(id(row._start), (row._start, 0.0))
             starts[id(row._start)] = (start, total + weight * row._b)

@@ -8,6 +8,7 @@ import fedloom as fl
 from fedloom.claims import Setting
 
 SECONDS = 200.0
+TARGET = 0.76  # the highest whole percent a pilot of FedAvg alone reached in half the time, on validation data
 WORLD = fl.World(step_seconds=0.02, spread=1.0, jitter=0.2, latency=0.05)
 LOCAL = fl.SGD(epochs=5, batch_size=10)
 

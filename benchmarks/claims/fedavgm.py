@@ -24,6 +24,6 @@ claim = Claim(
     grid={"solver.lr": (0.003, 0.01, 0.03, 0.1, 0.3)},
     measure=Final("global.accuracy", last=10),
     rule=Beats("fedavgm", "fedavg", by=0.01),
-    notes="The paper uses CIFAR-10, 100 clients and up to 10,000 rounds, and tunes momentum as well; here Fashion-MNIST "
-    "(6,000 of its images), a dense network, 150 rounds, and momentum 0.9 throughout.",
+    notes="The paper uses CIFAR-10, 100 clients and up to 10,000 rounds, and tunes momentum as well; here "
+    "Fashion-MNIST (6,000 of its images), a dense network, 150 rounds, and momentum 0.9 throughout.",
 )

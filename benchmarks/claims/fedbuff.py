@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from _uneven import LOCAL, SECONDS, setting
+from _uneven import LOCAL, SECONDS, TARGET, setting
 
 import fedloom as fl
 from fedloom.claims import Arm, Beats, Claim, FirstReach
 
 claim = Claim(
     method="fedbuff",
-    statement="with ten clients at work at a time, FedBuff reaches TARGET % in at most half the time of FedAvg",
+    statement="with ten clients at work at a time, FedBuff reaches 76 % in at most half the time of FedAvg",
     setting=setting,
     arms={
         "fedbuff": Arm(fl.FedBuff(concurrency=10, buffer=5, solver=LOCAL), evaluate_every=4),
         "fedavg": Arm(fl.FedAvg(cohort=10, solver=LOCAL)),
     },
-    grid={"solver.lr": (0.01, 0.03, 0.1)},
-    measure=FirstReach(0.72, unit="time"),
+    grid={"solver.lr": (0.03, 0.1, 0.3)},
+    measure=FirstReach(TARGET, unit="time"),
     rule=Beats("fedbuff", "fedavg", ratio=0.5),
     budget=("time", SECONDS),
     notes="The paper reports up to 3.3 times less time with 1,000 clients at work at a time and durations measured on "
-    "phones; here ten, and log-normal durations (sigma 1). The target was taken from a run of FedAvg alone.",
+    "phones; here ten, and log-normal durations (sigma 1).",
 )

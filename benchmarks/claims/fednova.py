@@ -10,7 +10,7 @@ from fedloom.data import federate
 
 
 def setting(seed: int, quick: bool) -> Setting:
-    """The paper's Synthetic(1,1): 30 clients, all in every round, whose sizes and so whose steps differ up to 100 fold."""
+    """The paper's Synthetic(1,1): 30 clients, all in every round, whose sizes, and so steps, differ up to 100 fold."""
     torch.set_num_threads(1)
     federation = federate("synthetic:1,1", seed=seed, val=0.1, client_test=0.1)
     return Setting(fl.Classification(model="softmax"), federation, 2 if quick else 60, {"evaluate_every": 2})

@@ -56,7 +56,7 @@ class FedAvgM(Method):
         summary="server momentum on the mean update",
         reduces=(("momentum = 0, server_lr = 1", "fedavg"),),
         deviations=("heavy-ball momentum; the Nesterov form of some implementations is left out",),
-        claim="server momentum beats FedAvg, by most where labels are most skewed",
+        claim="server momentum beats FedAvg where labels are very skewed",
     )
 
     cohort: int | float = 10

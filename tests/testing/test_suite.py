@@ -170,6 +170,28 @@ class WrongReduction(FedAvg):
         return replace(new, params=(new.params + state.params) / 2)
 
 
+@dataclass(frozen=True)
+class ReadsReplies(FedAvg):
+    """Reads single replies, and does not say so."""
+
+    card = card("reads-replies")
+
+    def round(self, state, clients):
+        got = clients.map(self.local, clients.sample(self.cohort), params=state.params)
+        return replace(state, params=state.params + got.mean().delta) if got else state
+
+
+@dataclass(frozen=True)
+class Remembers(FedAvg):
+    """Keeps something, and does not say so."""
+
+    card = card("remembers-quietly")
+
+    async def local(self, client, params):
+        client.memory["last"] = params
+        return await super().local(client, params)
+
+
 @pytest.mark.parametrize(
     ("method", "check"),
     [
@@ -188,6 +210,8 @@ class WrongReduction(FedAvg):
         (NeedsSomebody, "nobody"),
         (SeedBlind, "seed"),
         (WrongReduction, "reductions"),
+        (ReadsReplies, "needs"),
+        (Remembers, "needs"),
     ],
     ids=lambda v: v if isinstance(v, str) else v.__name__,
 )

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from fedloom.card import Card
+from fedloom.channel.stage import Stage
 from fedloom.client import Client
 from fedloom.engines.base import Engine, Job, Outcome
 from fedloom.engines.fold import Fold, Total
-from fedloom.errors import ClientFailure, Declined, FedloomError
+from fedloom.errors import ClientFailure, Declined, FedloomError, NotSupported
 from fedloom.message import At, Message, dumps, leaves, mapped, nbytes
 from fedloom.method import Method, catalogue
 from fedloom.runs import Run
@@ -219,8 +220,6 @@ def float32(trial: Trial) -> None:
     """In float32, stacked and sequential agree to 1e-5 after one round."""
     a, b = (trial.run(engine=e, dtype=torch.float32, rounds=1) for e in ("stacked", "sequential"))
     equal(lasting(a), lasting(b), "stacked and sequential in float32", 1e-5)
-    kinds = {t.dtype for t in leaves(lasting(a)) if isinstance(t, Tensor) and t.is_floating_point()}
-    require(torch.float64 not in kinds or len(kinds) > 1 or kinds == {torch.float64}, f"precisions are mixed: {kinds}")
 
 
 class _Backwards:
@@ -257,21 +256,26 @@ def seed(trial: Trial) -> None:
 @check()
 def keyed_randomness(trial: Trial) -> None:
     """Draws are keyed: global random states neither matter nor move."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    before = _global_states()
     try:
-        torch.manual_seed(11), random.seed(11), np.random.seed(11)
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+        torch.manual_seed(11)
+        random.seed(11)
+        np.random.seed(11)
+        seeded = _global_states()
         run = trial.run()
-        after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+        moved = [name for name, state in _global_states().items() if difference(state, seeded[name])]
     finally:
-        torch.set_rng_state(states[0]), random.setstate(states[1]), np.random.set_state(states[2])
+        torch.set_rng_state(before["torch"])
+        random.setstate(before["random"])
+        np.random.set_state(before["numpy"])
     equal(lasting(run), lasting(trial.reference), "a run under other global seeds")
-    moved = [n for n, a, b in zip(("torch", "random", "numpy"), before, after) if difference(_plain(a), _plain(b))]
     require(not moved, f"the run drew from global randomness of {', '.join(moved)}; use client.rng or clients.rng")
 
 
-def _plain(state: Any) -> Any:
-    return state.tolist() if isinstance(state, np.ndarray) else state
+def _global_states() -> dict[str, Any]:
+    numpy: Any = np.random.get_state()
+    plain = tuple(v.tolist() if isinstance(v, np.ndarray) else v for v in numpy)
+    return {"torch": torch.get_rng_state(), "random": random.getstate(), "numpy": plain}
 
 
 @check()
@@ -381,6 +385,43 @@ def memory_stays(trial: Trial) -> None:
     for i, memory in run.memories.items():
         equal(memory.get("testing.secret", secret(i)), secret(i), f"the memory of client {i}")
     require(not troubles, "; ".join(dict.fromkeys(troubles)))
+
+
+@dataclass(frozen=True)
+class _Watches(Stage):
+    """Changes nothing."""
+
+    name = "watches"
+
+
+@dataclass(frozen=True)
+class _HidesReplies(Stage):
+    """Lets the server see sums alone, and changes nothing."""
+
+    name = "hides-replies"
+    sums_only = True
+
+
+@check()
+def channel(trial: Trial) -> None:
+    """A channel stage that changes nothing changes nothing."""
+    equal(lasting(trial.run(channel=_Watches())), lasting(trial.reference), "with an observer in the channel", 1e-12)
+
+
+@check()
+def needs(trial: Trial) -> None:
+    """The card declares what the method uses: single replies, memory, peers, jobs that outlive a round."""
+    c, host = trial.cls.card, trial.reference.host
+    try:
+        trial.run(channel=_HidesReplies())
+        refused = False
+    except NotSupported:
+        refused = True
+    require(refused == ("replies" in c.needs), f"it {'reads' if refused else 'does not read'} single replies")
+    require("memory" in c.needs or not host.memories, "clients keep something, but the card does not need 'memory'")
+    require(bool(c.keeps) == bool(host.memories), f"the card says that clients keep {c.keeps!r}; {bool(host.memories)}")
+    require("peers" in c.needs or not host.ledger.peers, "clients talk to each other, but 'peers' is not declared")
+    require("clock" in c.needs or not host.dispatch.jobs, "jobs outlive a round, but 'clock' is not declared")
 
 
 # ---------------------------------------------------------------- edges

@@ -116,10 +116,9 @@ def example_of(method: Method | type[Method], **overrides: Any) -> Example:
         ConfigError: `example` returned something that is not arguments of `Example`.
     """
     cls = method if isinstance(method, type) else type(method)
-    given: Mapping[str, Any] = {}
-    own = getattr(cls, "example", None)
+    own: Any = getattr(cls, "example", None)
+    given: Any = {} if own is None else own() if callable(own) else own
     if own is not None:
-        given = own() if callable(own) else own
         unknown = set(given) - {f.name for f in fields(Example)} if isinstance(given, Mapping) else {"not a dict"}
         if unknown:
             raise ConfigError(
@@ -127,7 +126,7 @@ def example_of(method: Method | type[Method], **overrides: Any) -> Example:
                 f"({', '.join(f.name for f in fields(Example))}); given {', '.join(sorted(unknown))}"
             )
     needs = cls.card.needs
-    tiny = given.get("method") or small(method() if isinstance(method, type) else method)
+    tiny: Any = given.get("method") or small(method() if isinstance(method, type) else method)
     defaults = {
         "task": tiny_task(needs),
         "federation": lambda sizes, dtype: tiny_federation(needs, sizes, dtype),

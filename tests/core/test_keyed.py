@@ -1,0 +1,69 @@
+"""Randomness is a function of its key: every part matters, nothing else does."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from functools import partial
+
+import torch
+
+import fedloom as fl
+from fedloom.keyed import choose, generator, seed_of, uniform
+from fedloom.testing import Trial
+
+
+def test_every_part_of_a_key_and_its_type_matters():
+    keys = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a", "1"), (0, "a"), (0, "a", 1, 0), ("0", "a", 1)]
+    assert len({seed_of(*k) for k in keys}) == len(keys)
+    assert all(0 <= seed_of(*k) < 1 << 63 for k in keys)
+    assert seed_of(0, "a", 1) == seed_of(0, "a", 1) == 7965780462979794708  # the same in every version
+
+
+def test_uniform_is_uniform():
+    tenths = Counter(int(10 * uniform("u", k)) for k in range(5000))
+    assert set(tenths) == set(range(10))
+    assert all(abs(n - 500) < 120 for n in tenths.values())
+
+
+def test_choose_is_without_replacement_and_keyed():
+    assert sorted(choose(5, 5, "k")) == [0, 1, 2, 3, 4]
+    assert choose(10**9, 3, "k") == choose(10**9, 3, "k") != choose(10**9, 3, "l")
+
+
+def test_a_generator_is_fresh_each_time():
+    a, b = (torch.rand(3, generator=generator(1, "x")) for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_client_draws_differ_by_seed_purpose_client_round_and_turn():
+    drawn: dict[tuple, int] = {}
+
+    async def draws(seed, client, honest, **payload):
+        for purpose in ("one", "two"):
+            drawn[(seed, purpose, *client.key)] = client.rng(purpose).initial_seed()
+        return await honest(client, **payload)
+
+    for seed in (0, 1):
+        Trial(fl.catalogue()["ifca"]).run(seed=seed, behave=dict.fromkeys(range(6), partial(draws, seed)), rounds=3)
+    assert len(set(drawn.values())) == len(drawn) > 40
+    seeds, purposes, ids, rounds, _ = (set(part) for part in itertools.zip_longest(*drawn))
+    assert (seeds, purposes, rounds) == ({0, 1}, {"one", "two"}, {0, 1, 2})
+    assert len(ids) >= 5
+
+
+def test_batch_orders_differ_by_client_round_and_training():
+    orders = {}
+
+    async def looks(client, honest, **payload):
+        work = honest(client, **payload)
+        request = work.send(None)
+        orders[client.key] = request.schedules[""].index.flatten().tolist()
+        work.close()
+        raise fl.Declined("only looking")
+
+    trial = Trial(fl.FedAvg, cohort=6, solver=fl.SGD(batch_size=1))
+    trial.run(sizes=(30,) * 6, behave=dict.fromkeys(range(6), looks), rounds=3)
+    assert len(orders) == 18
+    assert len({tuple(o) for o in orders.values()}) == 18
+    assert all(sorted(o) == list(range(len(o))) for o in orders.values())

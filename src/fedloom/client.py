@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,7 @@ class Client:
     def federation(self) -> Federation:
         return self._plan.federation
 
-    @property
+    @functools.cached_property
     def data(self) -> Local:
         return self._plan.federation.local(self.id)
 

@@ -194,10 +194,13 @@ def split_sizes(n: Any, val: float, test: float) -> tuple[Any, Any, Any]:
     Fractions are rounded half up; test gives way before train does, and val before test, so that every client
     with a sample keeps one to train on.
     """
+    if isinstance(n, int):
+        free = max(n - 1, 0)
+        held = min(int(n * test + 0.5), free)
+        kept = min(int(n * val + 0.5), free - held)
+        return n - held - kept, kept, held
     free = np.maximum(n - 1, 0)
     tests = np.minimum((n * test + 0.5) // 1, free)
     vals = np.minimum((n * val + 0.5) // 1, free - tests)
-    if isinstance(n, int):
-        return n - int(tests) - int(vals), int(vals), int(tests)
     tests, vals = tests.astype(np.int64), vals.astype(np.int64)
     return n - tests - vals, vals, tests

@@ -98,7 +98,7 @@ class Job:
     """One client's turn, as data: programs are names, payloads tensors and numbers.
 
     With `judge`, the program's answer (a vector or a function) is evaluated on that split and the metric sums are the
-    reply; nothing is charged and no memory changes.
+    reply; nothing is charged and no memory changes. `samples` is the size of the client's training data.
     """
 
     number: int
@@ -110,6 +110,7 @@ class Job:
     version: int = 0
     began: float = 0.0
     judge: str = ""
+    samples: int = 0
 
 
 @dataclass
@@ -124,6 +125,7 @@ class Outcome:
     steps: list[int] = field(default_factory=list)
     outbox: list[Sending] = field(default_factory=list)
     excluded: str | None = None
+    took: float = 0.0
 
 
 class Engine(Protocol):

@@ -44,8 +44,7 @@ class Local:
         """All jobs to their end. Chunks hold clients of like size and are added in a fixed tree."""
         if not jobs:
             return [], Total() if fold else None
-        size = self.plan.federation.size
-        order = sorted(range(len(jobs)), key=lambda k: (-size(jobs[k].id), k))
+        order = sorted(range(len(jobs)), key=lambda k: (-jobs[k].samples, k))
         with _intra_op(1):
             k = self._chunk_size([jobs[i] for i in order])
             chunks = [[jobs[i] for i in order[c : c + k]] for c in range(0, len(order), k)]
@@ -133,7 +132,7 @@ class Local:
             if turn.result is None or turn.outcome.excluded:
                 continue
             try:
-                weight = fold.of(turn.result, self.plan.federation.size(turn.job.id))
+                weight = fold.of(turn.result, turn.job.samples)
             except MessageError as e:
                 turn.outcome.excluded = str(e)
                 continue

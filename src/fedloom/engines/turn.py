@@ -109,7 +109,7 @@ class Turn:
                 self.job.id,
                 self.client.memory,
                 self.client.rng,
-                self.plan.federation.size(self.job.id),
+                self.job.samples,
                 self.job.program,
             )
             message = self.plan.channel.encode(message, sender)

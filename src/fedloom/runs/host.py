@@ -53,6 +53,7 @@ class Host:
         self._fresh_round()
 
     def _fresh_round(self) -> None:
+        self._last: tuple[Mapping[str, Any], Message, int, list[Once]] | None = None
         self.notes: dict[str, float] = {}
         self.excluded: dict[str, int] = {}
         self.participants = 0
@@ -103,22 +104,27 @@ class Host:
         """A job for a client: its key is (client, round, how many jobs it was sent this round)."""
         turn = self._turns.get(id, 0)
         self._turns[id] = turn + 1
-        size = self._charge(id, payload)
         self.posted += 1
-        message = opened(Message(payload))
-        return Job(self.posted, id, program, message, (id, self.version, turn), {}, self.version, now), size
+        message, fixed, singles = self._prepared(payload)
+        job = Job(self.posted, id, program, message, (id, self.version, turn), self.memory_of(id), self.version, now)
+        job.samples = self.plan.federation.size(id)
+        return job, fixed + sum(self._charge(id, value) for value in singles)
 
-    def _charge(self, id: int, payload: Mapping[str, Any]) -> int:
-        """Bytes down; a `once` value is charged to clients that do not hold it yet."""
-        size = 0
-        for value in payload.values():
-            if isinstance(value, Once):
-                held, key = self.holds.setdefault(id, set()), value.key()
-                if key in held:
-                    continue
-                held.add(key)
-            size += nbytes(value)
-        return size
+    def _prepared(self, payload: Mapping[str, Any]) -> tuple[Message, int, list[Once]]:
+        """A payload as clients read it, its bytes, and the values charged once; remembered while it is the same."""
+        if self._last is None or self._last[0] is not payload:
+            singles = [v for v in payload.values() if isinstance(v, Once)]
+            fixed = sum(nbytes(v) for v in payload.values() if not isinstance(v, Once))
+            self._last = (payload, opened(Message(payload)), fixed, singles)
+        return self._last[1:]
+
+    def _charge(self, id: int, value: Once) -> int:
+        """Bytes of a `once` value: none for a client that holds it."""
+        held, key = self.holds.setdefault(id, set()), value.key()
+        if key in held:
+            return 0
+        held.add(key)
+        return nbytes(value)
 
     def memory_of(self, id: int) -> dict[str, Any]:
         return self.memories.get(id, {})
@@ -149,11 +155,11 @@ class Host:
         replies = [
             Reply(
                 o.job.id,
-                self.plan.federation.size(o.job.id),
+                o.job.samples,
                 o.job.number,
                 0,
                 start,
-                start + self._duration(o),
+                start + o.took,
                 o.job.payload,
                 o.message,
             )
@@ -235,23 +241,20 @@ class Host:
         for id in ids:
             payload = {**down, **each.get(id, {})} if each else down
             job, size = self._job(id, place, payload, start)
-            job.memory = self.memory_of(id)
             self.ledger.down += size
             jobs.append(job)
         return jobs
 
     def _settle(self, outcomes: Sequence[Outcome], start: float) -> float:
         """Commit what counts; send on what the programs sent to peers."""
-        end = start
         for o in outcomes:
-            took = self._duration(o)
-            end = max(end, start + took)
+            o.took = self._duration(o)
         self.commit(outcomes)
         for o in outcomes:
             if o.excluded is None:
                 for s in o.outbox:
-                    self.send([s.id], s.program, None, s.when, s.payload, start + self._duration(o), peer=True)
-        return end
+                    self.send([s.id], s.program, None, s.when, s.payload, start + o.took, peer=True)
+        return start + max((o.took for o in outcomes), default=0.0)
 
     def _duration(self, o: Outcome) -> float:
         world = self.plan.world
@@ -310,7 +313,7 @@ class Host:
         self._kinds.setdefault(structure(p.reply), []).append(p.id)
         return Reply(
             p.id,
-            self.plan.federation.size(p.id),
+            p.samples,
             p.number,
             self.version - p.version,
             p.began or 0.0,

@@ -53,6 +53,7 @@ class Posted:
     pending: dict[str, Any] | None = None
     booked: dict[str, float] = field(default_factory=dict)
     nbytes: int = 0
+    samples: int = 0
 
     def job(self) -> Job:
         return Job(
@@ -64,6 +65,7 @@ class Posted:
             self.memory,
             self.version,
             self.began or 0.0,
+            samples=self.samples,
         )
 
 
@@ -99,6 +101,7 @@ class Dispatch:
         if when is not None:
             arrive += when if isinstance(when, int | float) else world.event(when, job.id, job.key)
         posted = Posted(job.number, job.id, job.program, job.payload, job.key, job.version, now, arrive, arrive)
+        posted.samples = job.samples
         self.jobs[job.number] = posted
         return posted
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from fedloom.errors import FedloomWarning
+
 from .plain import train_plain
 from .request import Trained, Training
 

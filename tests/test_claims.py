@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import fedloom as fl
 from fedloom import claims
 from fedloom.claims import Arm, Beats, Claim, Final, FirstReach, Setting
-from fedloom.testing import tiny_federation
+from fedloom.testing import difference, tiny_federation
 
 
 def setting(seed, quick):
@@ -97,7 +98,7 @@ def test_run_tunes_judges_and_writes_nothing(monkeypatch):
     assert many["chosen"] == few["chosen"] == {"solver.lr": 0.1}
     assert [t["point"]["solver.lr"] for t in many["tuning"]] == [1e-6, 0.1]
     assert [r["data_sha256"] for r in many["runs"]] == [r["data_sha256"] for r in few["runs"]]
-    assert len(many["runs"][0]["curve"]) == 4
+    assert len(many["runs"][0]["curve"]["global.loss"]) == 4
     assert result.content["comparisons"][0]["effects"] == [b - a for a, b in zip(many["figures"], few["figures"])]
     assert result.verdict in ("reproduced", "mixed", "not reproduced")
     assert {"commit", "dirty", "versions", "wall_seconds", "seeds", "rules"} <= set(result.content)
@@ -123,8 +124,19 @@ def test_budget_cuts_every_arm_at_the_same_cost():
     rounds = {name: a["runs"][0]["rounds"] for name, a in result.content["arms"].items()}
     assert rounds["few"] == 2 * rounds["many"] + 1 or rounds["few"] == 2 * rounds["many"]
     for arm in result.content["arms"].values():
-        last = arm["runs"][0]["curve"][-1]
-        assert last["bytes_up"] + last["bytes_down"] <= 3.5 * one
+        curve = arm["runs"][0]["curve"]
+        assert curve["bytes_up"][-1] + curve["bytes_down"][-1] <= 3.5 * one
+
+
+def test_saving(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.setattr(claims, "folder", lambda: tmp_path)
+    result = claims.run(make())
+    path = claims.save(claims.Result("mine", result.content))
+    assert path == tmp_path / "results" / "mine.json"
+    assert difference(claims.results()["mine"], json.loads(json.dumps(result.content))) == ""
+    assert max(map(len, path.read_text().splitlines())) > 50  # a curve's figures are on one line
+    assert f"**{result.verdict}**" in (tmp_path / "README.md").read_text()
 
 
 def test_mistakes_are_named():

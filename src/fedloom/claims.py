@@ -25,6 +25,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -355,7 +356,7 @@ def _judged(claim: Claim, arm: Arm, setting: Setting, seed: int, brief: bool = F
     return {
         "seed": seed,
         "figure": claim.measure(rows, budget),
-        "curve": [_point(r) for r in rows],
+        "curve": _columns([_point(r) for r in rows]),
         "data": setting.federation.name,
         "data_sha256": setting.federation.sha256,
         "clients": len(setting.federation),
@@ -465,12 +466,20 @@ def _point(row: Row) -> dict[str, float]:
     return out
 
 
-def _headline(curve: Sequence[Mapping[str, float]]) -> float:
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """A curve by figure, a value per round, None where it was not evaluated; what stayed zero is left out."""
+    names = dict.fromkeys(k for row in rows for k in row)
+    columns = {k: [row.get(k) for row in rows] for k in names}
+    return {k: values for k, values in columns.items() if any(values)}
+
+
+def _headline(curve: Mapping[str, Sequence[float | None]]) -> float:
     """The last accuracy there is (or minus the last loss), to break ties between grid points."""
-    for row in reversed(curve):
-        for k, v in row.items():
-            if k.endswith((".accuracy", ".loss")) and math.isfinite(v):
-                return v if k.endswith(".accuracy") else -v
+    for ending, sign in ((".accuracy", 1), (".loss", -1)):
+        for name, values in curve.items():
+            known = [v for v in values if v is not None and math.isfinite(v)]
+            if name.endswith(ending) and known:
+                return sign * known[-1]
     return -math.inf
 
 
@@ -527,9 +536,14 @@ def save(result: Result) -> Path:
     """Write `results/<name>.json` and the table of all results. Only the command calls this."""
     path = folder() / "results" / f"{result.name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result.content, indent=1, default=str) + "\n")
+    text = json.dumps(result.content, indent=1, default=str)
+    path.write_text(re.sub(r"\[\s+([^\[\]{}\"]+?)\s+\]", _on_one_line, text) + "\n")
     (folder() / "README.md").write_text(table())
     return path
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return "[" + " ".join(numbers[1].split()) + "]"
 
 
 def results() -> dict[str, dict[str, Any]]:

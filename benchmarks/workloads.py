@@ -311,6 +311,11 @@ def _synthetic(sizes: tuple[int, ...], alpha: float = 1.0, beta: float = 1.0) ->
     return torch.from_numpy(np.concatenate(xs).astype(np.float32)), torch.from_numpy(np.concatenate(ys))
 
 
+def uneven(clients: int) -> tuple[int, ...]:
+    """Client sizes drawn evenly from 50 to 350: all steps together are about 57 times those of the longest client."""
+    return tuple(int(v) for v in np.random.default_rng(5).integers(50, 351, clients))
+
+
 def ragged(clients: int, sigma: float) -> tuple[int, ...]:
     """Client sizes like FedProx: 50 + the floor of a log-normal(4, sigma), there sigma = 2."""
     drawn = np.random.default_rng(5).lognormal(4, sigma, clients)
@@ -362,14 +367,13 @@ def _mlp_scaffold() -> Workload:
     return _images("mlp-scaffold", f"{_MLP}, SCAFFOLD", MLP, method="scaffold", goal=(1.9, 1.1))
 
 
-def _softmax(name: str, sigma: float, method: str = "fedavg", **fields: object) -> Workload:
-    sizes = ragged(100, sigma)
+def _softmax(name: str, sizes: tuple[int, ...], method: str = "fedavg", **fields: object) -> Workload:
     x, y = _synthetic(sizes)
     what = (
         f"softmax regression 60-10, 100 ragged clients of {min(sizes)} to {max(sizes)} samples "
-        f"({sum(sizes)} in all), batch 10, {method}"
+        f"({sum(sizes)} in all), batch 10, 5 epochs, {method}"
     )
-    return Workload(name, what, Softmax, x, y, sizes, lr=0.01, method=method, **fields)  # type: ignore[arg-type]
+    return Workload(name, what, Softmax, x, y, sizes, lr=0.01, epochs=5, method=method, **fields)  # type: ignore[arg-type]
 
 
 def _lora() -> Workload:
@@ -453,10 +457,11 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "mlp": _mlp,
     "mlp-fedprox": _mlp_fedprox,
     "mlp-scaffold": _mlp_scaffold,
-    "softmax": lambda: _softmax("softmax", 1.0, goal=(15, 8), peers=True),
-    "softmax-fedprox": lambda: _softmax("softmax-fedprox", 1.0, "fedprox", mu=0.1, goal=(15, 8)),
-    "softmax-scaffold": lambda: _softmax("softmax-scaffold", 1.0, "scaffold", goal=(15, 8)),
-    "softmax-heavy": lambda: _softmax("softmax-heavy", 2.0),
+    "softmax": lambda: _softmax("softmax", uneven(100), goal=(15, 8), peers=True),
+    "softmax-fedprox": lambda: _softmax("softmax-fedprox", uneven(100), "fedprox", mu=0.1, goal=(15, 8)),
+    "softmax-scaffold": lambda: _softmax("softmax-scaffold", uneven(100), "scaffold", goal=(15, 8)),
+    "softmax-tail": lambda: _softmax("softmax-tail", ragged(100, 1.0)),
+    "softmax-heavy": lambda: _softmax("softmax-heavy", ragged(100, 2.0)),
     "lora": _lora,
     "any-lstm": _any,
     "any-tiny": _any_tiny,

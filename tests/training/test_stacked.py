@@ -442,6 +442,26 @@ def test_losses(own, step):
     check(cohort(model, shared={"anchor": None}, loss=pulled, step=step))
 
 
+def two_streams(model, w, batch, extras):
+    far = (model[:"head"](w, batch["public"].x)).square().mean(1)
+    return model.losses(w, batch["own"]) + far
+
+
+@pytest.mark.parametrize("step", [None, sharpness])
+def test_several_streams(step):
+    """Each client's samples beside batches of public data, the same table for all."""
+    from fedloom.training.plain import train_plain
+
+    requests = cohort(model_of(TwoHeads), sizes=[8, 8, 8], loss=two_streams, step=step)
+    public = Data(x=torch.randn(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    for r in requests:
+        rng = torch.Generator().manual_seed(r.client + 50)
+        r.data = {"own": r.data[""], "public": public}
+        r.schedules = {"own": r.schedules[""], "public": Schedule.epochs(30, 4, r.steps, rng)}
+    for a, b in zip(train_stacked(requests), train_plain(requests)):
+        torch.testing.assert_close(a.vector.clone(), b.vector, atol=1e-11, rtol=1e-11)
+
+
 def test_scalar_loss_is_refused():
     with pytest.raises(NotStackable, match="one value per sample"):
         train_stacked(cohort(model_of(TwoHeads), loss=scalar))
@@ -495,6 +515,20 @@ def test_only(step, starts, options):
         requests = cohort(model, solver=solver, step=step, starts=starts, only=only, shared={"anchor": None})
         for out, r in zip(check(requests), requests):
             assert torch.equal(out.vector[~only], r.start[~only])
+
+
+@pytest.mark.parametrize("step", [None, prox])
+def test_only_differs_between_clients(step):
+    model = model_of(mlp)
+    requests = cohort(
+        model, step=step, shared={"anchor": None}, solver=SGD(lr=0.05, epochs=2, batch_size=4, momentum=0.5)
+    )
+    for r in requests:
+        r.only = torch.rand(model.layout.size, generator=torch.Generator().manual_seed(r.client)) < 0.5
+    check(requests)
+    for r in requests:  # equal masks that are not one object
+        r.only = model.layout.where("3.*")
+    check(requests)
 
 
 @pytest.mark.parametrize("net", [batch_norm, bare_norm])

@@ -7,8 +7,8 @@ before it matters.
 """
 
 from .chunk import choose_chunk
+from .fold import NotStackable
 from .loop import train_stacked
-from .perclient import NotStackable
 from .probe import best_path, probe
 from .rows import Row, add_rows
 

@@ -1,5 +1,7 @@
 """Adam over blocks: the gradient is built, and one fused kernel moves weights and moments in a single pass."""
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from typing import Any

@@ -4,6 +4,8 @@
 with few local samples are lazy; the gradients of all others go straight into the weights or the velocity.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,9 +17,9 @@ from fedloom.training.symbols import Affine, leaf, with_leaf
 
 from .batches import Step
 from .cohort import Cohort, Shift, built
+from .fold import Notes
 from .forward import Forward
 from .lazy import LazyDense, Move
-from .perclient import Notes
 from .rows import Piece
 from .sinks import Fused, Moving
 from .steps import Blocks, Track, clip_scale, differentiate

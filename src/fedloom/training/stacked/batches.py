@@ -12,7 +12,7 @@ from torch import Tensor
 from fedloom.data.fields import Data
 from fedloom.training.request import Schedule, Training
 
-from .perclient import NotStackable
+from .fold import NotStackable
 
 _STEPS = 128  # of indices built at once
 _BYTES = 1 << 20  # of samples gathered at once: still in cache when used, and reused memory rather than fresh

@@ -15,6 +15,7 @@ _SMALL = 2 << 20  # bytes of weights of models so small that a step is all dispa
 _CONVOLUTIONS = 5  # one convolution per client: stacking saves the dispatch of the rest, and activations are large
 _VECTORS = 20 << 20  # bytes of vectors that steps read beside the weights: control variates, linear terms
 _LAZY_CLIENTS = 50  # beyond this the shared product is as efficient as it gets
+_MEMORY = 512 << 20  # bytes of per-client weights at most, whatever the layers
 _DEVICE = 2 << 30  # bytes of weights on an accelerator, which wants large batches more than cache
 
 
@@ -40,6 +41,8 @@ def choose_chunk(request: Training, n: int) -> int:
             limit = min(limit, _LAZY // products, _LAZY_CLIENTS)
         if request.step is not None and _own_vector(request):
             limit = min(limit, _VECTORS // max(1, size))
+    if not request.start.is_cuda:
+        limit = min(limit, _MEMORY // max(1, size))
     limit = max(1, min(n, limit))
     return math.ceil(n / math.ceil(n / limit)) if n else 1
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from fedloom.training.request import Training
 from fedloom.training.symbols import Terms, leaf
 
-from .perclient import NotStackable, PerClient
+from .fold import NotStackable
+from .perclient import PerClient
 from .rows import Row
 
 
@@ -45,6 +46,7 @@ class Cohort:
     Attributes:
         requests: sorted by number of steps, longest first; `order[j]` is where request j stood before.
         start: the start vector where it is one object for all, else None.
+        only: what may move, `(d,)` where it is the same for all, else `(k, d)`; None for everything.
     """
 
     def __init__(self, requests: Sequence[Training]) -> None:
@@ -55,6 +57,7 @@ class Cohort:
         self.model, self.solver, self.layout = first.model, first.solver, first.model.layout
         self.start = first.start if all(r.start is first.start for r in requests) else None
         self.steps = [r.steps for r in self.requests]
+        self.only = _same_mask([r.only for r in self.requests])
 
     @property
     def first(self) -> Training:
@@ -95,6 +98,13 @@ class Cohort:
             for v, c in shared:
                 row.add_(v, alpha=c)
         return Shift(start, rows)
+
+
+def _same_mask(masks: Sequence[Tensor | None]) -> Tensor | None:
+    given = [m for m in masks if m is not None]
+    if not given or all(m is given[0] or torch.equal(m, given[0]) for m in given):
+        return given[0] if given else None
+    return torch.stack(given)
 
 
 def merged(values: Sequence[Any], several: Callable[[Tensor], Any]) -> Any:

@@ -19,8 +19,8 @@ from fedloom.training.solvers import SGD, Adam
 
 from .batches import Step
 from .cohort import Cohort, built, merged
+from .fold import NotStackable
 from .forward import Forward
-from .perclient import NotStackable
 from .rows import Dense, Piece
 from .sinks import Explicit
 from .steps import Track, differentiate
@@ -45,10 +45,10 @@ class ExplicitSteps:
     now: Step
     track: Track
 
-    def __init__(self, cohort: Cohort, twin: Twin, forward: Forward, only: Tensor | None) -> None:
+    def __init__(self, cohort: Cohort, twin: Twin, forward: Forward) -> None:
         self.cohort, self.twin, self.forward = cohort, twin, forward
         self.layout, self.solver, self.hook = cohort.layout, cohort.solver, cohort.first.step
-        self.outside = None if only is None else ~only
+        self.still = None if cohort.only is None else ~cohort.only  # (d,) or (k, d)
         self.starts = cohort.starts()
         self.w = self.starts.expand(cohort.k, -1).clone()
         self.k, self.t = cohort.k, 0
@@ -139,11 +139,14 @@ class ExplicitSteps:
         if token.leaf is not None and token.leaf.grad is not None:
             g += token.leaf.grad
         token.leaf = None
-        if self.outside is not None:
-            g.masked_fill_(self.outside, 0.0)
+        if (outside := self._outside(len(v))) is not None:
+            g.masked_fill_(outside, 0.0)
         if self.solver.clip:
             g *= (self.solver.clip / torch.linalg.vector_norm(g, dim=1, keepdim=True)).clamp_(max=1.0)
         return g
+
+    def _outside(self, k: int) -> Tensor | None:
+        return self.still[:k] if self.still is not None and self.still.dim() == 2 else self.still
 
     def value(self, v: Tensor, hook: LossHook | None) -> Tensor:
         """Mean losses at `v`, `(k,)`."""
@@ -169,7 +172,7 @@ class ExplicitSteps:
     def _move(self, w: Tensor, direction: Tensor, k: int) -> None:
         """The solver along the directions, in place."""
         solver = self.solver
-        outside = self.outside
+        outside = self._outside(k)
         before = None if outside is None else w.clone()
         if outside is not None:
             direction = direction.masked_fill(outside, 0.0)
@@ -237,8 +240,9 @@ class _OfVectors(torch.autograd.Function):
         """Nothing is kept: it cannot be differentiated."""
 
     @staticmethod
-    def vmap(info: Any, dims: Any, v: Tensor, index: Tensor, steps: ExplicitSteps, of: Any, hook: Any) -> Any:
-        v = v.expand(info.batch_size, -1) if dims[0] is None else v.movedim(dims[0], 0)
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        v, _, _, of, hook = args
+        v = v.expand(info.batch_size, -1) if in_dims[0] is None else v.movedim(in_dims[0], 0)
         return of(v.contiguous(), hook), 0
 
 

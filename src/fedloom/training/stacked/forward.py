@@ -13,9 +13,11 @@ from fedloom.training.request import LossHook, Training, code_key, value_key
 
 from .batches import Step
 from .cohort import Cohort
-from .perclient import FOLD, Notes, NotStackable, PerClient, Token
+from .fold import FOLD, Notes, NotStackable
+from .perclient import PerClient
 from .proxy import StackedModel
 from .twin import Twin
+from .weight import Token
 
 
 class Forward:

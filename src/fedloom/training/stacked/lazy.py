@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .perclient import GRAPH, NotStackable, PerClient, once
+from .fold import NotStackable
+from .perclient import PerClient
 from .rows import picked
+from .weight import GRAPH, once
 
 
 @dataclass(frozen=True)

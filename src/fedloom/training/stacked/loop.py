@@ -18,8 +18,8 @@ from .affine import AffineSteps, fusible
 from .batches import steps
 from .cohort import Cohort
 from .explicit import ExplicitSteps, NeedsFullBatches
+from .fold import NotStackable
 from .forward import Forward, survey
-from .perclient import NotStackable
 from .rows import Chunk
 from .steps import Steps
 from .twin import Twin, twin_of
@@ -137,7 +137,7 @@ def _way(cohort: Cohort, twin: Twin) -> Steps:
     first, solver = cohort.first, cohort.solver
     notes = survey(twin, cohort.requests)
     forward = Forward(cohort, twin)
-    moving, partial = _moving(twin, first.only)
+    moving, partial = _moving(twin, cohort.only)
     if not (partial or notes.direct):
         if isinstance(solver, SGD):
             form = _common(cohort, solver)
@@ -147,13 +147,15 @@ def _way(cohort: Cohort, twin: Twin) -> Steps:
             return AdamSteps(cohort, twin, forward, moving)
     if not isinstance(solver, SGD | Adam):
         raise NotStackable(f"there is no stacked rule for the solver {type(solver).__name__}")
-    return ExplicitSteps(cohort, twin, forward, first.only)
+    return ExplicitSteps(cohort, twin, forward)
 
 
 def _moving(twin: Twin, only: Tensor | None) -> tuple[set[str], bool]:
     """Names of the parameters that train, and whether one of them does so only in part."""
     if only is None:
         return set(twin.weights), False
+    if only.dim() == 2:
+        return set(), True
     spans = {n: only[twin.layout.span(n)] for n in twin.weights}
     some = {n for n, s in spans.items() if bool(s.any())}
     return some, any(not bool(spans[n].all()) for n in some)

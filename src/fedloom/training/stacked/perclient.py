@@ -7,94 +7,17 @@ without weights run on them unchanged. Only an operator that meets a `PerClient`
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-if TYPE_CHECKING:
-    from .sinks import Sink
+from .fold import FOLD, NotStackable, folded
 
 Rule: TypeAlias = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
-
-# A first layer's input needs no gradient; this scalar puts it into the graph all the same.
-GRAPH = torch.zeros((), requires_grad=True)
-
-
-class NotStackable(Exception):
-    """These requests cannot be trained as one computation: run them one by one.
-
-    Attributes:
-        reason: why, in a sentence.
-        operator: the operator that could not be stacked, "" where no single one is to blame.
-    """
-
-    def __init__(self, reason: str, operator: str = "") -> None:
-        super().__init__(f"operator {operator}: {reason}" if operator else reason)
-        self.reason, self.operator = reason, operator
-
-
-@dataclass
-class Notes:
-    """How a network uses its weights, seen in one forward pass (`survey.py`).
-
-    Attributes:
-        dense: (weight, bias) names of dense layers met by `F.linear`, and the rows of input per sample.
-        other: names of weights that met any other operator.
-        direct: the loss uses the weight vector itself.
-    """
-
-    dense: dict[tuple[str, str | None], float] = field(default_factory=dict)
-    other: set[str] = field(default_factory=set)
-    direct: bool = False
-
-    def met(self, weight: Weight, bias: Any, rows: int) -> None:
-        """A dense layer, given this many rows for all samples of the batch in flight."""
-        own = bias.name if isinstance(bias, Weight) else None
-        if bias is not None and own is None:  # a bias that is not trained
-            self.other.add(weight.name)
-        at = (weight.name, own)
-        self.dense[at] = self.dense.get(at, 0.0) + rows / max(FOLD.sizes)
-
-
-class _Fold(threading.local):
-    """The batch in flight, on this thread.
-
-    Attributes:
-        sizes: lengths of its folded axes (one per stream), `k * B`.
-        notes: kept while a network is surveyed, else None.
-        shared: ids of tensors that are the same for all clients whatever their length.
-        foreign: leading lengths of shared tensors met so far, which no `k * B` may divide...
-        crossed: ...and of per-client results of folded operands, which no `B` may equal. The loop pads to avoid both.
-    """
-
-    sizes: tuple[int, ...] = ()
-    shared: frozenset[int] = frozenset()
-    notes: Notes | None = None
-
-    def __init__(self) -> None:
-        self.foreign: set[int] = set()
-        self.crossed: set[int] = set()
-
-
-FOLD = _Fold()
-
-
-def folded(x: object) -> bool:
-    """Whether the first axis of `x` runs over clients and their samples (or over their rows, as in `(k*B*T, d)`)."""
-    if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] == 0:
-        return False
-    length = x.shape[0]
-    if id(x) not in FOLD.shared and (length in FOLD.sizes or any(length % n == 0 for n in FOLD.sizes)):
-        return True
-    if id(x) not in FOLD.shared:
-        FOLD.foreign.add(length)
-    return False
 
 
 def rule(*operators: Any) -> Callable[[Rule], Rule]:
@@ -105,10 +28,6 @@ def rule(*operators: Any) -> Callable[[Rule], Rule]:
         return f
 
     return register
-
-
-def name_of(operator: Any) -> str:
-    return str(getattr(operator, "__name__", operator))
 
 
 class PerClient:
@@ -217,162 +136,11 @@ for _name in (
     setattr(PerClient, f"__{_name}__", _operator(f"__{_name}__"))
 
 
-class Token(PerClient):
-    """The weight vector `(d,)` a loss hook is given: what it hands to `model(w, x)`.
-
-    Attributes:
-        matrix: the vectors `(k, d)` where they exist as such; without it only a model can use the token.
-    """
-
-    def __init__(self, size: int, like: Tensor) -> None:
-        self.length, self.like = size, like
-        self.matrix: Tensor | None = None
-        self.leaf: Tensor | None = None
-
-    @property
-    def stack(self) -> Tensor:  # type: ignore[override]
-        if FOLD.notes is not None:
-            FOLD.notes.direct = True
-        if self.matrix is None:
-            raise NotStackable("the loss uses the weight vector itself")
-        return self.matrix
-
-    def value(self) -> Tensor:
-        if not torch.is_grad_enabled():
-            return self.stack
-        if self.leaf is None:
-            self.leaf = self.stack.data.requires_grad_()
-        return self.leaf
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.length,))
-
-    @property
-    def ndim(self) -> int:
-        return 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.like.device
-
-
-class Weight(PerClient):
-    """A trainable per-client tensor.
-
-    Attributes:
-        block: the values of all clients `(n, *shape)`; `stack` is the prefix of those that still train.
-        sink: what becomes of a gradient.
-        uses: how often this step's forward passes used it: an update in place must wait for the last.
-    """
-
-    sink: Sink
-
-    def __init__(self, name: str, block: Tensor) -> None:
-        super().__init__(block)
-        self.name, self.block = name, block
-        self.uses, self.arrived = 0, False
-        self.held: list[tuple[Tensor | None, Tensor]] = []
-        self.leaf: Tensor | None = None
-
-    def value(self) -> Tensor:
-        if FOLD.notes is not None:
-            FOLD.notes.other.add(self.name)
-        if not torch.is_grad_enabled():
-            return self.stack
-        if self.leaf is None:
-            # .data has a version counter of its own: the blocks of other layers, views of the same memory, change
-            # in place while the backward pass still holds this one.
-            self.leaf = self.stack.data.requires_grad_()
-            self.uses += 1
-        return self.leaf
-
-    def pair(self, x: Tensor, g: Tensor) -> None:
-        if self.uses > 1 or self.sink.hold:
-            self.held.append((x, g))
-        else:
-            self.sink.pair(self, x, g, self.sink.beta)
-            self.arrived = True
-
-    def dense(self, grad: Tensor) -> None:
-        if self.uses > 1 or self.sink.hold:
-            self.held.append((None, grad))
-        else:
-            self.sink.dense(self, grad, self.sink.beta)
-            self.arrived = True
-
-    def collect(self) -> None:
-        """After the backward pass: what came through operators without a rule."""
-        if self.leaf is not None and self.leaf.grad is not None:
-            self.held.append((None, self.leaf.grad))
-        self.leaf = None
-
-    def square(self) -> Tensor | None:
-        """Squared norm of the held gradient per client `(k,)`, without building it where it is a single pair."""
-        if not self.held:
-            return None
-        if len(self.held) == 1 and (x := self.held[0][0]) is not None:
-            g = self.held[0][1]
-            return (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
-        total = _summed(self.held)
-        self.held = [(None, total)]
-        return total.flatten(1).square().sum(1)
-
-    def flush(self, scale: Tensor | None = None) -> None:
-        """Hand over what was held back, times `scale` `(k,)`; a step without any gradient still decays."""
-        if self.leaf is not None:
-            self.collect()
-        beta = self.sink.beta
-        for x, g in self.held:
-            if scale is not None:
-                g = g * scale.view(-1, *[1] * (g.dim() - 1))
-            if x is not None:
-                self.sink.pair(self, x, g, beta)
-            else:
-                self.sink.dense(self, g, beta)
-            beta, self.arrived = 1.0, True
-        if not self.arrived:
-            self.sink.nothing(self)
-        if self.held:
-            self.held = []
-        self.uses, self.arrived = 0, False
-
-
-def _summed(held: list[tuple[Tensor | None, Tensor]]) -> Tensor:
-    total = None
-    for x, g in held:
-        grad = g if x is None else torch.bmm(g.mT, x)
-        total = grad if total is None else total + grad
-    assert total is not None
-    return total
-
-
-def used(*weights: PerClient | Tensor | None) -> None:
-    """Count one use of each weight, where a gradient will come back."""
-    if FOLD.notes is not None:
-        FOLD.notes.other.update(w.name for w in weights if isinstance(w, Weight))
-    if torch.is_grad_enabled():
-        for w in weights:
-            if isinstance(w, Weight):
-                w.uses += 1
-
-
-def once(grads: tuple[Tensor, ...]) -> Tensor:
-    """The gradient of a rule's result, where backward runs for its own sake.
-
-    Raises:
-        NotStackable: it is to be differentiated again (a gradient penalty), but weights have been changed by then.
-    """
-    if torch.is_grad_enabled():
-        raise NotStackable("the loss takes a gradient of a gradient")
-    return grads[0]
-
-
 # ---------------------------------------------------------------- any operator
+def name_of(operator: Any) -> str:
+    return str(getattr(operator, "__name__", operator))
+
+
 def _anything(operator: Any) -> Rule:
     return lambda *args, **kwargs: generic(operator, *args, **kwargs)
 

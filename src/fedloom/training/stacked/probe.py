@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fedloom.errors import FedloomError
 from fedloom.keyed import generator
@@ -18,8 +19,8 @@ from fedloom.training.request import Schedule, Trained, Training
 from fedloom.training.solvers import SGD
 
 from .chunk import choose_chunk
+from .fold import NotStackable
 from .loop import train_stacked
-from .perclient import NotStackable
 from .rows import add_rows
 from .twin import twin_of
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fedloom.model import Model
 
 _SECONDS = 0.5  # of timing, about, for each path
-_FOUND: dict[object, tuple[str | None, Training]] = {}
+_FOUND: dict[object, tuple[str | None, object]] = {}
 
 
 def probe(requests: Sequence[Training]) -> str | None:
@@ -40,7 +41,9 @@ def probe(requests: Sequence[Training]) -> str | None:
     if key not in _FOUND:
         if len(_FOUND) >= 1024:
             _FOUND.clear()
-        _FOUND[key] = (_probe(requests), requests[0])  # the request is kept: keys hold ids of what it refers to
+        r = requests[0]  # keys hold ids of what a request refers to, so that is kept, but for its tensors
+        rest = [x for x in tree_leaves((dict(r.extras), r.carry)) if not isinstance(x, Tensor)]
+        _FOUND[key] = (_probe(requests), (r.model, r.loss, r.step, rest))
     return _FOUND[key][0]
 
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from fedloom.data.fields import Data
 
-from .perclient import NotStackable, PerClient, Token
+from .fold import NotStackable
+from .perclient import PerClient
 from .twin import Twin
+from .weight import Token
 
 if TYPE_CHECKING:
     from fedloom.model import Model

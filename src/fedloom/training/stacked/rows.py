@@ -155,15 +155,17 @@ class Row(Tensor):
     def build(self) -> Tensor:
         """The numbers, as an ordinary tensor of its own memory."""
         if self._built is None:
-            a, b, w = self._a, self._b, self._handle.vector()
-            if (a, b) == (1.0, 0.0):
-                self._built = w
-            elif b == 0 or a == 0:
-                self._built = w * a if b == 0 else _plain(self._start) * b
-            else:
-                out = torch.add(w, _plain(self._start), alpha=b / a)
-                self._built = out if a == 1 else out.mul_(a)
+            self._built = self._combined(self._handle.vector())
         return self._built
+
+    def _combined(self, w: Tensor) -> Tensor:
+        a, b = self._a, self._b
+        if b == 0:
+            return w if a == 1 else w * a
+        if a == 0:
+            return _plain(self._start) * b
+        out = torch.add(w, _plain(self._start), alpha=b / a)
+        return out if a == 1 else out.mul_(a)
 
     def deferred(self) -> bool:
         """Whether the chunk still holds it, so that `add_rows` need not build it."""

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fold import NotStackable, folded
 from .lazy import LazyWeight, lazy_linear
-from .perclient import FOLD, GRAPH, NotStackable, PerClient, Weight, folded, generic, once, rule, used
+from .perclient import PerClient, generic, rule
+from .weight import GRAPH, Weight, once, used, used_densely
 
 
 def _simple(*weights: object) -> bool:
@@ -58,10 +60,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
         return linear(input, weight) + bias
     if not (folded(input) and _simple(weight, bias)):
         return generic(F.linear, input, weight, bias)
-    if FOLD.notes is not None and isinstance(weight, Weight):
-        FOLD.notes.met(weight, bias, input.shape[:-1].numel())
-    else:
-        used(weight, bias)
+    used_densely(weight, bias, input) if isinstance(weight, Weight) else used(bias)
     return _Linear.apply(input, GRAPH, weight, bias)
 
 

@@ -12,12 +12,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from .perclient import Weight
+if TYPE_CHECKING:
+    from .weight import Weight
 
 
 class Sink(Protocol):

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import rules  # noqa: F401  (registers the rules)
+from .fold import Notes, NotStackable
 from .lazy import LazyDense, LazyWeight
-from .perclient import Notes, NotStackable, PerClient, Weight
+from .perclient import PerClient
+from .weight import Weight
 
 if TYPE_CHECKING:
     from fedloom.model import Model
@@ -28,7 +30,7 @@ class Twin:
         weights: the trainable entries, by name.
         statistics: running statistics (under the rule "vector"), by name.
         mixing: the network has normalisations over the batch, which padded samples must not enter.
-        foreign, crossed: lengths no batch may be confused with (`perclient.FOLD`).
+        foreign, crossed: lengths no batch may be confused with (`fold.FOLD`).
         chunk: the results of the chunk trained last, which live in this twin's memory; how it was stepped.
     """
 

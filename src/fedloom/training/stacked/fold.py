@@ -1,0 +1,71 @@
+"""Which tensors are folded: the batch in flight on this thread, and what is known of lengths that are no batch."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+class NotStackable(Exception):
+    """These requests cannot be trained as one computation: run them one by one.
+
+    Attributes:
+        reason: why, in a sentence.
+        operator: the operator that could not be stacked, "" where no single one is to blame.
+    """
+
+    def __init__(self, reason: str, operator: str = "") -> None:
+        super().__init__(f"operator {operator}: {reason}" if operator else reason)
+        self.reason, self.operator = reason, operator
+
+
+@dataclass
+class Notes:
+    """How a network uses its weights, seen in one forward pass (`survey.py`).
+
+    Attributes:
+        dense: (weight, bias) names of dense layers met by `F.linear`, and the rows of input per sample.
+        other: names of weights that met any other operator.
+        direct: the loss uses the weight vector itself.
+    """
+
+    dense: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    other: set[str] = field(default_factory=set)
+    direct: bool = False
+
+
+class _Fold(threading.local):
+    """The batch in flight, on this thread.
+
+    Attributes:
+        sizes: lengths of its folded axes (one per stream), `k * B`.
+        notes: kept while a network is surveyed, else None.
+        shared: ids of tensors that are the same for all clients whatever their length.
+        foreign: leading lengths of shared tensors met so far, which no `k * B` may divide...
+        crossed: ...and of per-client results of folded operands, which no `B` may equal. The loop pads to avoid both.
+    """
+
+    sizes: tuple[int, ...] = ()
+    shared: frozenset[int] = frozenset()
+    notes: Notes | None = None
+
+    def __init__(self) -> None:
+        self.foreign: set[int] = set()
+        self.crossed: set[int] = set()
+
+
+FOLD = _Fold()
+
+
+def folded(x: object) -> bool:
+    """Whether the first axis of `x` runs over clients and their samples (or over their rows, as in `(k*B*T, d)`)."""
+    if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] == 0:
+        return False
+    length = x.shape[0]
+    if id(x) not in FOLD.shared and (length in FOLD.sizes or any(length % n == 0 for n in FOLD.sizes)):
+        return True
+    if id(x) not in FOLD.shared:
+        FOLD.foreign.add(length)
+    return False

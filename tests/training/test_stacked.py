@@ -121,6 +121,23 @@ class Attention(nn.Module):
         return self.h((x + a).mean(1))
 
 
+class Encoder(nn.Module):
+    """PyTorch's own transformer layers, with a causal mask and padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 3)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.cross = nn.MultiheadAttention(8, 4, kdim=8, vdim=8, batch_first=True)
+
+    def forward(self, t: Tensor) -> Tensor:
+        causal = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+        x = self.encoder(self.e(t), mask=causal, src_key_padding_mask=(t == 0) & (torch.arange(5) > 0))
+        y, weights = self.cross(x, self.e(t), x)
+        return self.h((y + x).mean(1)) + weights.mean((1, 2)).unsqueeze(1)
+
+
 class Lora(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -340,6 +357,7 @@ def uses_batch(w, f, k, carry, extras):
         (frozen_base, "vector"),
         (Tied, "vector"),
         (Attention, "tokens"),
+        (Encoder, "tokens"),
         (Lora, "vector"),
     ],
 )
@@ -468,16 +486,13 @@ def test_scalar_loss_is_refused():
 
 
 class Recurrent(nn.Module):
-    def __init__(self, cell: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 3)
-        self.r = (
-            nn.MultiheadAttention(8, 2, batch_first=True) if cell == "attention" else nn.LSTM(8, 8, batch_first=True)
-        )
+        self.r = nn.LSTM(8, 8, batch_first=True)
 
     def forward(self, t: Tensor) -> Tensor:
-        x = self.e(t)
-        return self.h((self.r(x)[0] if isinstance(self.r, nn.LSTM) else self.r(x, x, x)[0]).mean(1))
+        return self.h(self.r(self.e(t))[0].mean(1))
 
 
 class Branching(nn.Module):
@@ -492,8 +507,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("net", "kind", "blame"),
     [
-        (lambda: Recurrent("lstm"), "tokens", "LSTM"),
-        (lambda: Recurrent("attention"), "tokens", "MultiheadAttention"),
+        (Recurrent, "tokens", "LSTM"),
         (Branching, "vector", "branch"),
     ],
 )
@@ -688,7 +702,7 @@ def test_probe_lets_dropout_and_norms_pass():
         (Mixing, "vector", "samples mix"),
         (Sideways, "tokens", ""),
         (Branching, "vector", "branch"),
-        (lambda: Recurrent("lstm"), "tokens", "LSTM"),
+        (Recurrent, "tokens", "LSTM"),
     ],
 )
 def test_probe_finds(net, kind, reason):

@@ -291,6 +291,5 @@ def _refused(name: str) -> Any:
     return refuse
 
 
-rule(F.multi_head_attention_forward)(_refused("nn.MultiheadAttention"))
 for _op in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
     rule(_op)(_refused(_op.__name__))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import rules  # noqa: F401  (registers the rules)
+from . import attention, rules  # noqa: F401  (they register themselves)
 from .fold import Notes, NotStackable
 from .lazy import LazyDense, LazyWeight
 from .perclient import PerClient

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -157,14 +156,17 @@ class Client:
         self.book = Book()
         self.outbox: list[Sending] = []
         self._trainings = 0
+        self._data: Local | None = None
 
     @property
     def federation(self) -> Federation:
         return self._plan.federation
 
-    @functools.cached_property
+    @property
     def data(self) -> Local:
-        return self._plan.federation.local(self.id)
+        if self._data is None:
+            self._data = self._plan.federation.local(self.id)
+        return self._data
 
     @property
     def public(self) -> Data | None:

@@ -72,7 +72,7 @@ class Method:
         return down["params"]
 
     def evaluate(self, state: Any, clients: Clients) -> Mapping[str, Evaluation]:
-        """Views of the result: "global" where the state has `params`, "personal" where clients have their own answer."""
+        """Views of the result: "global" if the state has `params`, "personal" if clients answer for themselves."""
         views: dict[str, Evaluation] = {}
         params = getattr(state, "params", None)
         if isinstance(params, Tensor):

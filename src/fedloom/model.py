@@ -93,7 +93,7 @@ class Model:
 
     # ------------------------------------------------------------ as a function
     def __call__(self, w: Tensor, *inputs: Any) -> Any:
-        """The network's output, differentiable in `w`. Statistics are as in evaluation unless this is `model.train()`."""
+        """The network's output, differentiable in `w`; statistics as in evaluation unless this is `model.train()`."""
         skeleton = self._shared.skeleton(self.training)
         tree = self.layout.tree(w)
         if self.buffers == "vector":  # no gradient moves statistics; a pure function drops new ones
@@ -138,7 +138,7 @@ class Model:
         return other
 
     def where(self, *kinds: type[nn.Module]) -> Tensor:
-        """Boolean `(d,)`: weights (and statistics in the vector) of the layers of these kinds, by type and not by name."""
+        """Boolean `(d,)`: weights (and statistics in the vector) of layers of these kinds, by type and not by name."""
         names = {
             f"{prefix}.{n}" if prefix else n
             for prefix, m in self.module.named_modules()

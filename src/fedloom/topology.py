@@ -77,7 +77,7 @@ class Graph(Topology):
 
 
 def metropolis(adjacent: Tensor) -> Tensor:
-    """Metropolis-Hastings weights of an undirected graph `(n, n)`: symmetric, rows add up to 1 (Xiao and Boyd, 2004)."""
+    """Metropolis-Hastings weights of an undirected graph `(n, n)`: symmetric, rows add up to 1 (Xiao, Boyd 2004)."""
     adjacent = adjacent.clone().fill_diagonal_(False)
     degree = adjacent.sum(1).double()
     w = torch.where(adjacent, 1.0 / (1.0 + torch.maximum(degree[:, None], degree[None, :])), 0.0).double()

@@ -82,7 +82,7 @@ class Training:
             index = schedule.index[k, : schedule.counts[k]]
             data = self.data[name]
             out[name] = Data(**{f: t.index_select(0, index) for f, t in data.items()})
-        return out[""] if "" in out else out
+        return out.get("", out)
 
     def alike(self) -> tuple[Any, ...]:
         """Equal for requests that may be trained as one computation."""

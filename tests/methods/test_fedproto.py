@@ -74,6 +74,20 @@ def test_rounds():
     assert known.tolist() == [1, 0, 1]
 
 
+def test_a_class_that_was_not_shown_this_round_keeps_its_prototype():
+    task, alone = fl.Classification(model=Blocks), replace(PROTO, cohort=1)
+    states, shown = [], []
+    for r in range(9):
+        got, heard = overheard(alone, task, data(), rounds=r + 1)
+        states.append(got.state)
+        shown.append(set(heard[-1].reply.sums.index.tolist()))
+    missed = [(r, c) for r in range(1, 9) for c in (0, 2) if states[r - 1].known[c] and c not in shown[r]]
+    assert missed
+    for r, c in missed:
+        assert torch.equal(states[r].prototypes[c], states[r - 1].prototypes[c])
+        assert states[r].known[c] == 1
+
+
 def test_without_the_term_it_is_local_training():
     got, _ = overheard(replace(PROTO, lam=0.0), fl.Classification(model=Blocks), data(), rounds=3)
     for i in range(4):

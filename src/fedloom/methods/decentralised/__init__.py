@@ -1,1 +1,5 @@
-"""Decentralised: no server in the middle; clients average with their neighbours in a graph."""
+"""Decentralised: no server in the middle; clients average with their neighbours in a graph.
+
+Every client trains and keeps its model in memory; `clients.mix(name, topology)` averages along the edges, with weights
+that leave the mean of all clients where it is. The denser the graph, the sooner clients agree, and the more is sent.
+"""

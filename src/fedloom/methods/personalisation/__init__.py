@@ -1,1 +1,6 @@
-"""Personalisation: every client ends with a model of its own, better than alone and better than one for all."""
+"""Personalisation: every client ends with an answer of its own, better than alone and better than one for all.
+
+What is a client's own differs: a block of the network (FedPer: the head; FedBN: the norm layers), a whole second model
+tied to the global one (Ditto), or the one of k models that suits its data (IFCA). What must not travel stays in
+`client.memory`; `personalise` says how a client answers, and the run judges that answer on the client's own data.
+"""

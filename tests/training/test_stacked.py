@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -644,6 +645,8 @@ def test_rows_are_tensors():
     torch.testing.assert_close(torch.stack([v, start]).sum(0), w + start)
     torch.testing.assert_close(start.clone().add_(v), start + w)
     torch.testing.assert_close(v[3:5], w[3:5])
+    for copied in (copy.deepcopy(v), pickle.loads(pickle.dumps(v)), torch.from_numpy(v.numpy()), v.detach() + 0):
+        torch.testing.assert_close(copied, w)
     v.mul_(2)
     torch.testing.assert_close(v.clone(), 2 * w)
     torch.testing.assert_close((out.vector - start).clone(), 2 * w - start)

@@ -14,6 +14,7 @@ _LAZY = 64 << 20  # bytes of the inputs and coefficients of lazy layers
 _SMALL = 2 << 20  # bytes of weights of models so small that a step is all dispatch
 _CONVOLUTIONS = 5  # one convolution per client: stacking saves the dispatch of the rest, and activations are large
 _VECTORS = 20 << 20  # bytes of vectors that steps read beside the weights: control variates, linear terms
+_FROZEN = 4  # clients on a large frozen base: its one product for all is efficient already, activations fill the cache
 _LAZY_CLIENTS = 50  # beyond this the shared product is as efficient as it gets
 _MEMORY = 512 << 20  # bytes of per-client weights at most, whatever the layers
 _DEVICE = 2 << 30  # bytes of weights on an accelerator, which wants large batches more than cache
@@ -31,6 +32,8 @@ def choose_chunk(request: Training, n: int) -> int:
         limit = _DEVICE // max(1, size)
     elif any(isinstance(m, nn.modules.conv._ConvNd) for m in request.model.module.modules()):
         limit = _CONVOLUTIONS
+    elif _frozen(request.model.module) > 4 * request.model.layout.size:
+        limit = _FROZEN
     elif size <= _SMALL // 16:
         limit = _SMALL // max(1, size)
     else:
@@ -45,6 +48,10 @@ def choose_chunk(request: Training, n: int) -> int:
         limit = min(limit, _MEMORY // max(1, size))
     limit = max(1, min(n, limit))
     return math.ceil(n / math.ceil(n / limit)) if n else 1
+
+
+def _frozen(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if not p.requires_grad)
 
 
 def _own_vector(request: Training) -> bool:

@@ -414,6 +414,17 @@ def test_steps(net, starts, step, own, carry, options):
     check(cohort(model, solver=solver, step=step, own=own, starts=starts, carry=carry, shared={"anchor": None}))
 
 
+def weighted_prox(w, f, k, carry, extras):
+    return f.grad(w) + extras["mu"] * (w - extras["anchor"]), carry
+
+
+def test_a_number_that_is_a_tensor_may_differ():
+    requests = cohort(model_of(wide), step=weighted_prox, shared={"anchor": None})
+    for r in requests:
+        r.extras = {**r.extras, "mu": torch.tensor(0.1 * r.client, dtype=torch.float64)}
+    check(requests)
+
+
 @pytest.mark.parametrize("step", [None, prox, sharpness])
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip": 0.2}], ids=["plain", "decay clip"])
 def test_adam(step, options):

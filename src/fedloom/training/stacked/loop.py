@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fedloom.training.chance import repeatable
 from fedloom.training.request import Trained, Training, code_key
@@ -163,6 +164,9 @@ def _moving(twin: Twin, only: Tensor | None) -> tuple[set[str], bool]:
 
 def _common(cohort: Cohort, solver: SGD) -> Affine | None:
     """The affine form of the step, where all clients have the same one."""
-    size = cohort.layout.size
-    forms = {recognise(r.step, r.carry, r.extras, solver, size) for r in cohort.requests}
+    size, first = cohort.layout.size, cohort.first
+    # Like requests have equal numbers, so only numbers that are tensors can make their forms differ.
+    numbers = any(isinstance(x, Tensor) and x.dim() == 0 for x in tree_leaves((dict(first.extras), first.carry)))
+    among = cohort.requests if numbers else [first]
+    forms = {recognise(r.step, r.carry, r.extras, solver, size) for r in among}
     return forms.pop() if len(forms) == 1 else None

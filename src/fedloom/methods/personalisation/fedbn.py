@@ -56,6 +56,6 @@ class FedBN(Partial):
         if not bool(mask.any()):
             raise NotSupported(
                 f"FedBN keeps normalisation layers at the clients, but {model.name!r} has none. Use one that has, "
-                f"e.g. Classification(model='cnn-bn', buffers='vector')"
+                f"e.g. model='resnet8' (group norm), or Classification(model='cnn-bn', buffers='vector')"
             )
         return mask

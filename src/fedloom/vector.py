@@ -90,3 +90,8 @@ def joined(mask: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
     whole = inside.new_empty(mask.shape)
     whole[mask], whole[~mask] = inside, outside
     return whole
+
+
+def zeros(like: Tensor) -> Tensor:
+    """A zero vector of this shape that takes no memory: what a client holds before it holds anything."""
+    return like.new_zeros(1).expand_as(like)

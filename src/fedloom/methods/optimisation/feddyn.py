@@ -23,6 +23,7 @@ from fedloom.method import Method, State, register
 from fedloom.replies import Evaluation
 from fedloom.training import SGD, Solver
 from fedloom.training.hooks import dynamic
+from fedloom.vector import zeros
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class FedDyn(Method):
         return FedDynState(params=params, h=torch.zeros_like(params), mean=params)
 
     async def local(self, client: Client, params: Tensor) -> Message:
-        linear = client.memory.get("linear", torch.zeros_like(params))
+        linear = client.memory.get("linear", zeros(params))
         terms = {"linear": linear, "alpha": self.alpha, "anchor": params}
         out = await client.train(params, solver=self.solver, step=dynamic, extras=terms)
         delta = out.vector - params

@@ -23,6 +23,7 @@ from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD
 from fedloom.training.hooks import shifted
+from fedloom.vector import zeros
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,15 @@ class Scaffold(Method):
         return ScaffoldState(params=params, control=torch.zeros_like(params))
 
     async def local(self, client: Client, params: Tensor, control: Tensor) -> Message:
-        own = client.memory.get("control", torch.zeros_like(params))
+        own = client.memory.get("control", zeros(params))
         out = await client.train(params, solver=self.solver, step=shifted, extras={"shift": control - own})
         delta = out.vector - params
         if self.option == "I":
-            new = await client.gradient(params)
+            change = await client.gradient(params) - own
         else:
-            new = own - control - delta / (out.steps * out.lr) if out.steps else own
-        client.memory["control"] = new
-        return Message(delta=delta, control=new - own)
+            change = delta / (-out.steps * out.lr) - control if out.steps else zeros(params)
+        client.memory["control"] = own + change
+        return Message(delta=delta, control=change)
 
     def round(self, state: ScaffoldState, clients: Clients) -> ScaffoldState:
         cohort = clients.sample(self.cohort)

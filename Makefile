@@ -31,12 +31,12 @@ demo: $(CORE)     ## five methods on digits, with a report; under two minutes
 		--data digits --clients 20 --partition dirichlet:0.1 --rounds 30 --seeds 3 --set solver.batch_size=10 \
 		--out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(TOOLS)    ## all tests
+test: lint types  ## style, types, all tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(TOOLS)    ## style and format
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --exclude '*.md' .
+	$(BIN)/ruff format --check .
 
 types: $(TOOLS)   ## types
 	$(BIN)/pyright

@@ -1,5 +1,7 @@
 """A method of your own in one screen: FedAvg whose server keeps an average of its last models.
 
+Run it, and hold it to the contract every method keeps:
+
     python examples/own_method.py
     fedloom check examples.own_method:Averaged
 """

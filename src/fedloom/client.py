@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .message import Message
 from .model import Model
 from .training.request import LossHook, Schedule, StepHook, Trained, Training
 from .training.solvers import Solver
+from .trees import is_dict, is_row, like
 
 if TYPE_CHECKING:
     from .data import Federation, Local
@@ -56,7 +57,7 @@ class Sending:
 
 
 @types.coroutine
-def suspend(request: Any) -> Any:
+def suspend(request: Training | Query | Ask) -> Generator[Training | Query | Ask, Any, Any]:
     """Hand work to the engine; it may do the like requests of the whole cohort together."""
     return (yield request)
 
@@ -109,10 +110,10 @@ def settled(value: Any) -> Any:
         return build()
     if isinstance(value, Tensor):
         return value.detach()
-    if isinstance(value, dict):
+    if is_dict(value):
         return {k: settled(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(settled(v) for v in value)
+    if is_row(value):
+        return like(value, (settled(v) for v in value))
     return value
 
 
@@ -120,8 +121,8 @@ def settled(value: Any) -> Any:
 class Book:
     """What no verdict may undo (bytes sent, privacy spent): only ever added to."""
 
-    entries: dict[str, float] = field(default_factory=dict)
-    added: dict[str, float] = field(default_factory=dict)
+    entries: dict[str, float] = field(default_factory=dict[str, float])
+    added: dict[str, float] = field(default_factory=dict[str, float])
 
     def add(self, name: str, amount: float) -> None:
         """Raises ConfigError for a negative amount: a book only grows."""
@@ -152,7 +153,7 @@ class Client:
         self.id = id
         self.key = key
         self.time = time
-        self.memory: MutableMapping[str, Any] = Memory(memory)
+        self.memory = Memory(memory)
         self.book = Book()
         self.outbox: list[Sending] = []
         self._trainings = 0
@@ -218,7 +219,8 @@ class Client:
         Raises:
             DataError: nothing to train on.
         """
-        streams: dict[str, Data] = dict(data) if type(data) is dict else {"": self.data if data is None else data}  # type: ignore[dict-item]
+        whole = self.data if data is None else data
+        streams = {"": whole} if isinstance(whole, Data) else dict(whole)
         given = order if isinstance(order, Mapping) else {"": order}
         for name, d in streams.items():
             if len(d) == 0:
@@ -234,7 +236,7 @@ class Client:
             work = min(len(o) for o in given.values() if o is not None)
         if work is None:
             work = solver.work(max(map(len, streams.values())))
-        schedules = {}
+        schedules: dict[str, Schedule] = {}
         for name, d in streams.items():
             o = given.get(name)
             if o is None:

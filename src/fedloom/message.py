@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
 
 import safetensors
 import safetensors.torch
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import MessageError
+from .trees import is_dict, is_mapping, is_row, like
 
 Value: TypeAlias = Any  # Tensor | number | str | None | At | Packed | Once | list | dict of these
 
@@ -29,9 +30,11 @@ class Message(Mapping[str, Value]):
     """Named tensors and numbers: `Message(delta=..., loss=0.3)`; read as attributes or items. Immutable."""
 
     __slots__ = ("_values",)
+    _values: dict[str, Value]
 
     def __init__(self, values: Mapping[str, Value] | None = None, /, **named: Value) -> None:
-        object.__setattr__(self, "_values", {**(values or {}), **named})
+        held: dict[str, Value] = {**(values or {}), **named}
+        object.__setattr__(self, "_values", held)
 
     def __getitem__(self, name: str) -> Value:
         return self._values[name]
@@ -159,10 +162,10 @@ def once(value: Value) -> Once:
 
 def leaves(value: Value) -> Iterator[Value]:
     """Every tensor and number inside a value."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         for v in value.values():
             yield from leaves(v)
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif is_row(value) or _is_set(value):
         for v in value:
             yield from leaves(v)
     elif isinstance(value, At):
@@ -176,6 +179,10 @@ def leaves(value: Value) -> Iterator[Value]:
             yield from leaves(getattr(value, f.name))
     else:
         yield value
+
+
+def _is_set(value: object) -> TypeGuard[set[Any] | frozenset[Any]]:
+    return isinstance(value, set | frozenset)
 
 
 def nbytes(value: Value) -> int:
@@ -192,9 +199,9 @@ def nbytes(value: Value) -> int:
         return sum(map(nbytes, value.values()))
     if isinstance(value, Once):
         return nbytes(value.value)
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return sum(map(nbytes, value.values()))
-    if isinstance(value, list | tuple | set | frozenset):
+    if is_row(value) or _is_set(value):
         return sum(map(nbytes, value))
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
@@ -207,10 +214,10 @@ def mapped(value: Value, f: Callable[[Value], Value]) -> Value:
     """The same structure with `f` applied to every leaf (tensors, numbers, At, Packed, Once)."""
     if isinstance(value, Message):
         return Message({k: mapped(v, f) for k, v in value.items()})
-    if isinstance(value, dict):
+    if is_dict(value):
         return {k: mapped(v, f) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(v, f) for v in value)
+    if is_row(value):
+        return like(value, (mapped(v, f) for v in value))
     return f(value)
 
 
@@ -275,15 +282,13 @@ def dumps(value: Value) -> bytes:
             return v if math.isfinite(v) else {"$": "float", "is": repr(v)}
         if isinstance(v, torch.Size):
             return {"$": "tuple", "of": list(v)}
-        if isinstance(v, tuple | list | set | frozenset):
-            of = sorted(v, key=repr) if isinstance(v, set | frozenset) else v
-            return {
-                "$": type(v).__name__ if type(v).__name__ in _SEQUENCES else "list",
-                "of": [write(x) for x in of],
-            }
+        if is_row(v):
+            return {"$": "tuple" if isinstance(v, tuple) else "list", "of": [write(x) for x in v]}
+        if _is_set(v):
+            return {"$": type(v).__name__, "of": [write(x) for x in sorted(v, key=repr)]}
         if isinstance(v, Message):
             return {"$": "message", "of": [[k, write(x)] for k, x in v.items()]}
-        if isinstance(v, Mapping):
+        if is_mapping(v):
             return {"$": "dict", "of": [[write(k), write(x)] for k, x in v.items()]}
         name = f"{type(v).__module__}:{type(v).__qualname__}"
         if name in _RECORDS:
@@ -319,9 +324,9 @@ def loads(data: bytes) -> Value:
         raise MessageError(f"not a Fedloom message, or truncated: {e}") from None
 
     def read(v: Any) -> Value:
-        if not isinstance(v, dict):
+        if not is_dict(v):
             return v
-        kind = v.get("$")
+        kind: Any = v.get("$")
         if kind == "tensor":
             return tensors[v["name"]]
         if kind == "float":

@@ -99,7 +99,7 @@ def register(cls: M) -> M:
     """
     if not isinstance(getattr(cls, "card", None), Card):
         raise ConfigError(f"{cls.__name__} has no card: class attribute `card = Card(id=..., ...)`")
-    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not is_dataclass(cls) or not getattr(cls, "__dataclass_params__").frozen:  # noqa: B009 (the stubs lack it)
         raise ConfigError(f"{cls.__name__} must be a frozen dataclass: @register above @dataclass(frozen=True)")
     taken = _METHODS.get(cls.card.id)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from torch.func import functional_call
 from .data.fields import Data
 from .errors import ConfigError, NotSupported, unknown
 from .task import Classification, Factory, Task
+from .trees import is_row
 from .units import Units, find_units, narrow
 from .vector import Layout
 
 _BUFFER_RULES = ("vector", "batch", "frozen")
+_Norm = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
+"""What every layer that keeps running statistics is; PyTorch has no public name for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,7 @@ class Model:
         for name in blocks_of(skeleton, self.block):
             mine = {n[len(name) + 1 :]: t for n, t in tree.items() if n.startswith(name + ".")}
             out = (functional_call(skeleton.get_submodule(name), mine, out),)
-        return out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        return out[0] if is_row(out) and len(out) == 1 else out
 
     def losses(self, w: Tensor, batch: Data) -> Tensor:
         """The task's loss, one value per sample `(n,)`."""
@@ -141,7 +144,7 @@ class Model:
         """Boolean `(d,)`: weights (and statistics in the vector) of layers of these kinds, by type and not by name."""
         names = {
             f"{prefix}.{n}" if prefix else n
-            for prefix, m in self.module.named_modules()
+            for prefix, m in _modules(self.module)
             if isinstance(m, kinds)
             for n, _ in (*m.named_parameters(recurse=False), *m.named_buffers(recurse=False))
         }
@@ -246,7 +249,7 @@ def twin(module: nn.Module, rule: str) -> nn.Module:
     made = copy.deepcopy(module, dict(shared))
     if rule == "batch":
         for m in made.modules():
-            if isinstance(m, nn.modules.batchnorm._NormBase):
+            if isinstance(m, _Norm):
                 m.track_running_stats, m.running_mean, m.running_var = False, None, None
                 m.num_batches_tracked = None
     return made
@@ -256,7 +259,7 @@ def freeze_norms(module: nn.Module, rule: str) -> None:
     """Under "frozen", norm layers stay in evaluation mode whatever the rest does."""
     if rule == "frozen":
         for m in module.modules():
-            if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats:
+            if isinstance(m, _Norm) and m.track_running_stats:
                 m.eval()
 
 
@@ -275,16 +278,26 @@ def blocks_of(module: nn.Module, block: str | slice) -> list[str]:
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:
     """Floating buffers that training changes: running means and variances."""
-    out = {}
-    for prefix, m in module.named_modules():
-        if isinstance(m, nn.modules.batchnorm._NormBase):
+    out: dict[str, Tensor] = {}
+    for prefix, m in _modules(module):
+        if isinstance(m, _Norm):
             for name in ("running_mean", "running_var"):
                 if getattr(m, name) is not None:
                     out[f"{prefix}.{name}" if prefix else name] = getattr(m, name)
     return out
 
 
+def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module inside, with its path."""
+    return list(cast("Iterable[tuple[str, nn.Module]]", module.named_modules()))
+
+
 def _built(factory: Factory, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """A fresh module whose weights are a function of the seed; the caller's randomness goes on as it was."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        torch.cuda.manual_seed_all(seed)  # nothing where there is none
         return factory()
+    finally:
+        torch.set_rng_state(before)

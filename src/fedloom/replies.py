@@ -141,13 +141,16 @@ class Without(Sequence[int]):
 
     def __init__(self, ids: Sequence[int], gone: Iterable[int]) -> None:
         self._ids = ids
-        position = ids.index if not isinstance(ids, range) else (lambda i: (i - ids.start) // ids.step)
-        self._gone = sorted({position(i) for i in gone if i in ids})
+        self._gone = sorted({ids.index(i) for i in gone if i in ids})
 
     def __len__(self) -> int:
         return len(self._ids) - len(self._gone)
 
-    def __getitem__(self, k: Any) -> Any:
+    @overload
+    def __getitem__(self, k: int) -> int: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[int]: ...
+    def __getitem__(self, k: int | slice) -> int | list[int]:
         if isinstance(k, slice):
             return [self[i] for i in range(*k.indices(len(self)))]
         if not -len(self) <= k < len(self):
@@ -163,9 +166,9 @@ class Without(Sequence[int]):
         return self._ids[k + low]
 
     def __contains__(self, id: object) -> bool:
-        if id not in self._ids:
+        if not isinstance(id, int) or id not in self._ids:
             return False
-        at = self._ids.index(id)  # type: ignore[arg-type]
+        at = self._ids.index(id)
         k = bisect.bisect_left(self._gone, at)
         return not (k < len(self._gone) and self._gone[k] == at)
 
@@ -175,7 +178,7 @@ class Evaluation(Mapping[str, float]):
     """Metrics of one view of the result: pooled over samples as a mapping; per client in `clients`."""
 
     pooled: Mapping[str, float]
-    clients: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    clients: Mapping[int, Mapping[str, float]] = field(default_factory=dict[int, Mapping[str, float]])
 
     def __getitem__(self, name: str) -> float:
         return self.pooled[name]

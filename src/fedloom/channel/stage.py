@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
 from fedloom.errors import ConfigError, NotSupported
 from fedloom.message import Message
+from fedloom.trees import is_row
 
 if TYPE_CHECKING:
     from fedloom.engines.base import Plan
@@ -33,7 +34,7 @@ class Sender:
     rng: Callable[[str], torch.Generator]
     samples: int = 0
     program: str = ""
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Exchange:
     population: int
     probability: float | None
     rng: Callable[[str], torch.Generator]
-    ledger: dict[str, float] = field(default_factory=dict)
+    ledger: dict[str, float] = field(default_factory=dict[str, float])
     law: str = "all"
     use: int = 1
     stages: tuple[Stage, ...] = ()
@@ -111,7 +112,7 @@ class Stage:
 
     def __str__(self) -> str:
         """The stage as recipes write it: `topk:0.05`, `clip:1.0`; `parse_stage` is the way back."""
-        options = []
+        options: list[str] = []
         for k, f in enumerate(fields(self)):
             value = getattr(self, f.name)
             if k == 0 and not isinstance(value, bool):
@@ -127,7 +128,7 @@ class Stage:
 
 
 def _written(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if is_row(value) else str(value)
 
 
 def listed(stages: Iterable[Stage]) -> str:
@@ -215,7 +216,7 @@ def _flat(given: Any) -> list[Stage]:
 
         return _flat(parse_stage(given))
     if isinstance(given, Iterable):
-        return [stage for part in given for stage in _flat(part)]
+        return [stage for part in cast("Iterable[Any]", given) for stage in _flat(part)]
     raise ConfigError(
         f"a channel is made of stages, e.g. channel=[TopK(0.05), Quantize(8)] or 'topk:0.05'; given {given!r}"
     )

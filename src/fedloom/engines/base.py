@@ -38,7 +38,7 @@ class Plan:
     seed: int
     world: World
     channel: Channel = field(default_factory=Channel)
-    behave: Mapping[int, Behaviour] = field(default_factory=dict)
+    behave: Mapping[int, Behaviour] = field(default_factory=dict[int, Behaviour])
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     on_failure: str = "raise"
@@ -120,10 +120,10 @@ class Outcome:
     job: Job
     message: Message | None = None
     memory: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict)
+    booked: dict[str, float] = field(default_factory=dict[str, float])
     nbytes: int = 0
-    steps: list[int] = field(default_factory=list)
-    outbox: list[Sending] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list[int])
+    outbox: list[Sending] = field(default_factory=list["Sending"])
     excluded: str | None = None
     took: float = 0.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom.client import Ask, Query, settled
+from fedloom.client import Query, settled
 from fedloom.errors import ClientFailure, FedloomError, StateMutated
 from fedloom.message import Message, leaves
 from fedloom.training import Trained, Trainer, Training
@@ -65,7 +65,7 @@ class Debug:
                     turn.advance(self.compute([request])[0])
                 elif isinstance(request, Query):
                     turn.advance(turn.answer(request))
-                elif isinstance(request, Ask) and self.answer is not None:
+                elif self.answer is not None:
                     turn.advance(self.answer(request, job.id))
         except FedloomError:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedloom.errors import MessageError
 from fedloom.message import At, Covered, Message
+from fedloom.trees import is_mapping, is_row, like
 
 Weight = str | float | None
 """None: the client's number of training samples; a number: the same for all; a name: that number in the reply."""
@@ -46,9 +47,9 @@ class Fold:
 class Total:
     """A partial sum of replies of one structure: values by name, their weight, and the jobs in it."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     weight: float = 0.0
-    jobs: list[int] = field(default_factory=list)
+    jobs: list[int] = field(default_factory=list[int])
     structure: object = None
 
     def plus(self, other: Total) -> Total:
@@ -67,7 +68,7 @@ def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> list[Total]:
     alike: dict[object, list[tuple[int, Message, float]]] = {}
     for entry in entries:
         alike.setdefault(structure(entry[1]), []).append(entry)
-    totals = []
+    totals: list[Total] = []
     for kind, members in alike.items():
         weights = [w for _, _, w in members]
         values = {name: weighted([m[name] for _, m, _ in members], weights) for name in members[0][1]}
@@ -88,7 +89,7 @@ def tree(chunks: Sequence[Sequence[Total]]) -> tuple[Total, dict[int, str]]:
     if not replies:
         return Total(), {}
     common = max(replies, key=lambda s: replies[s])
-    level = [next((t for t in chunk if t.structure == common), Total()) for chunk in chunks]
+    level: list[Total] = [next((t for t in chunk if t.structure == common), Total()) for chunk in chunks]
     while len(level) > 1:
         level = [level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]
     left_out = {
@@ -125,10 +126,10 @@ def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
         return Covered(total, held)
     if isinstance(first, bool | int | float):
         return sum(w * v for v, w in zip(values, weights))
-    if isinstance(first, Mapping):
+    if is_mapping(first):
         return {k: weighted([v[k] for v in values], weights) for k in first}
-    if isinstance(first, list | tuple):
-        return type(first)(weighted(list(column), weights) for column in zip(*values))
+    if is_row(first):
+        return like(first, (weighted(column, weights) for column in zip(*values)))
     if first is None:
         return None
     raise MessageError(
@@ -141,10 +142,10 @@ def added(a: Any, b: Any) -> Any:
         return Covered(a.total.add_(b.total), a.held.add_(b.held))
     if isinstance(a, Tensor):
         return a.add_(b)  # a partial sum is nobody else's
-    if isinstance(a, Mapping):
+    if is_mapping(a):
         return {k: added(v, b[k]) for k, v in a.items()}
-    if isinstance(a, list | tuple):
-        return type(a)(added(x, y) for x, y in zip(a, b))
+    if is_row(a):
+        return like(a, (added(x, y) for x, y in zip(a, b)))
     return None if a is None else a + b
 
 
@@ -152,18 +153,18 @@ def divided(total: Any, weight: float) -> Any:
     """A sum made a mean. `Covered` keeps its own weights: `.over(old)` divides element by element."""
     if isinstance(total, Covered):
         return total
-    if isinstance(total, Mapping):
+    if is_mapping(total):
         return {k: divided(v, weight) for k, v in total.items()}
-    if isinstance(total, list | tuple):
-        return type(total)(divided(v, weight) for v in total)
+    if is_row(total):
+        return like(total, (divided(v, weight) for v in total))
     return None if total is None else total / weight
 
 
 def structure(value: Any) -> object:
     """Names, shapes and types: equal for replies that can be added."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return tuple((k, structure(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
+    if is_row(value):
         return (type(value).__name__, *map(structure, value))
     if isinstance(value, At):
         return ("At", value.size, tuple(value.values.shape[1:]), str(value.values.dtype))
@@ -176,9 +177,5 @@ def structure(value: Any) -> object:
 
 def brief(s: object) -> str:
     """A structure in few words."""
-    text = (
-        ", ".join(f"{k}: {v[1] if isinstance(v, tuple) and len(v) > 1 else v}" for k, v in s)
-        if isinstance(s, tuple)
-        else str(s)
-    )
+    text = ", ".join(f"{k}: {v[1] if is_row(v) and len(v) > 1 else v}" for k, v in s) if is_row(s) else str(s)
     return "{" + text + "}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class Local:
         with _intra_op(1):
             k = self._chunk_size([jobs[i] for i in order])
             chunks = [[jobs[i] for i in order[c : c + k]] for c in range(0, len(order), k)]
-            run = self._pool.map if self._pool and len(chunks) > 1 else map
-            done = list(run(lambda chunk: self._run_chunk(chunk, fold), chunks))
+            run: Any = self._pool.map if self._pool and len(chunks) > 1 else map
+            done: list[tuple[list[Outcome], list[Total]]] = list(run(partial(self._run_chunk, fold), chunks))
         outcomes = {o.job.number: o for part, _ in done for o in part}
         if fold is None:
             return [outcomes[j.number] for j in jobs], None
@@ -80,7 +81,7 @@ class Local:
             self._pool.shutdown()
 
     # ------------------------------------------------------------ one chunk
-    def _run_chunk(self, jobs: Sequence[Job], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
+    def _run_chunk(self, fold: Fold | None, jobs: Sequence[Job]) -> tuple[list[Outcome], list[Total]]:
         turns = [Turn(self.plan, job) for job in jobs]
         try:
             for turn in turns:
@@ -96,7 +97,7 @@ class Local:
 
     def _serve(self, turns: Sequence[Turn]) -> None:
         """Answer what each turn waits for: training together, the rest on the spot."""
-        training = [t for t in turns if isinstance(t.request, Training)]
+        training = [(t, t.request) for t in turns if isinstance(t.request, Training)]
         for turn in turns:
             if isinstance(turn.request, Query):
                 turn.advance(turn.answer(turn.request))
@@ -104,11 +105,10 @@ class Local:
                 if self.answer is None:
                     raise MessageError("this engine cannot answer questions in mid-job")
                 turn.advance(self.answer(turn.request, turn.job.id))
-        for group in _groups([t.request for t in training]):  # type: ignore[misc]
-            members = [training[i] for i in group]
-            results = self.trainer.train([t.request for t in members])  # type: ignore[misc]
-            for turn, result in zip(members, results):
-                turn.advance(result)
+        for group in _groups([request for _, request in training]):
+            results = self.trainer.train([training[i][1] for i in group])
+            for i, result in zip(group, results):
+                training[i][0].advance(result)
 
     def _gather(self, turns: Sequence[Turn], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
         if fold is None:
@@ -127,7 +127,7 @@ class Local:
         return [t.outcome for t in turns], sums
 
     def _fold(self, turns: Sequence[Turn], fold: Fold) -> list[Total]:
-        entries = []
+        entries: list[tuple[int, Message, float]] = []
         for turn in turns:
             if turn.result is None or turn.outcome.excluded:
                 continue

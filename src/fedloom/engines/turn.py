@@ -97,7 +97,7 @@ class Turn:
         if result is not None:
             result = self._through_channel(result)
         self.result = result
-        self.outcome.memory = memory.version() if memory.changed else None  # type: ignore[attr-defined]
+        self.outcome.memory = memory.version() if memory.changed else None
         self.outcome.booked = dict(self.client.book.added)
         self.outcome.outbox = list(self.client.outbox)
 

@@ -20,6 +20,7 @@ from fedloom.model import Model
 from fedloom.models import build
 from fedloom.task import Task
 from fedloom.timing.world import World
+from fedloom.trees import is_mapping
 
 from .run import Run
 
@@ -151,8 +152,8 @@ def models_for(
     sample = federation.local(0).train
     example = tuple(x[:1] for x in task.inputs(sample))
     spec = task.model
-    named: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {_name(spec): spec}
-    models = {}
+    named: Mapping[str, Any] = spec if is_mapping(spec) else {_name(spec): spec}
+    models: dict[str, Model] = {}
     for k, (name, source) in enumerate(named.items()):
         init = seed_of(seed, "model", k)
 

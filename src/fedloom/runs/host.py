@@ -237,7 +237,7 @@ class Host:
         start: float,
     ) -> list[Job]:
         place = self.plan.place(program)
-        jobs = []
+        jobs: list[Job] = []
         for id in ids:
             payload = {**down, **each.get(id, {})} if each else down
             job, size = self._job(id, place, payload, start)
@@ -288,7 +288,7 @@ class Host:
         peer: bool = False,
     ) -> list[int]:
         place = self.plan.place(program)
-        numbers = []
+        numbers: list[int] = []
         for id in ids:
             payload = {**down, **each.get(id, {})} if each else down
             job, size = self._job(id, place, payload, now)
@@ -326,7 +326,7 @@ class Host:
         """A question in mid-job: of the server's last state, or of peers' committed memories."""
         if question.of is None:
             return question.program(self.state, **question.message)
-        replies = []
+        replies: list[Reply] = []
         self.ledger.peers += nbytes(question.message) * len(question.of)
         for peer in question.of:
             client = Client(self.plan, peer, ("ask", peer, id, self.version), dict(self.memory_of(peer)), self.now)

@@ -9,7 +9,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+import safetensors.torch
 from torch import Tensor, nn
 
 from fedloom.channel.stage import Channel
@@ -25,7 +26,7 @@ from .describe import flat, plain, versions
 from .host import Host
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
     from .experiment import Experiment
 
@@ -91,7 +92,8 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         e, plan = self.experiment, self.plan
-        last = next((r for r in reversed(self.rows) if "global" in r or "personal" in r), {})
+        nothing: dict[str, Any] = {}
+        last = next((r for r in reversed(self.rows) if "global" in r or "personal" in r), nothing)
         final = {k: v for k, v in flat(last).items() if "." in k and not k.startswith("notes")}
         return {
             "method": plan.method.card.id,
@@ -300,8 +302,6 @@ class Run:
     def _close(self) -> None:
         if self.out is None:
             return
-        from safetensors.torch import save_file
-
         from .skew import described
 
         skew = described(self.plan.federation)
@@ -310,7 +310,7 @@ class Run:
         if self.params is not None and self.params.dim() == 1:
             tree = self.plan.model.layout.tree(self.params.detach().cpu())
             partial = self.out / "model.safetensors.partial"
-            save_file({k: v.contiguous() for k, v in tree.items()}, partial)
+            partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in tree.items()}))
             os.replace(partial, self.out / "model.safetensors")
 
     def _say(self, event: str, **content: Any) -> None:

@@ -47,11 +47,11 @@ class Posted:
     due: float
     began: float | None = None
     cut: float | None = None
-    answers: list[tuple[float, str, Any]] = field(default_factory=list)
+    answers: list[tuple[float, str, Any]] = field(default_factory=list[tuple[float, str, Any]])
     reply: Message | None = None
-    memory: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
     pending: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict)
+    booked: dict[str, float] = field(default_factory=dict[str, float])
     nbytes: int = 0
     samples: int = 0
 
@@ -268,12 +268,14 @@ class Dispatch:
         request = live.turn.request
         if isinstance(request, Ask):
             return live.since + world.latency
-        end = live.since + world.seconds(posted.id, posted.key, len(posted.answers), request.steps)  # type: ignore[union-attr]
+        assert isinstance(request, Training)
+        end = live.since + world.seconds(posted.id, posted.key, len(posted.answers), request.steps)
         return end if posted.cut is None else max(live.since, min(end, posted.cut))
 
     def _steps_done(self, posted: Posted) -> int:
         live, world = self._live[posted.number], self.host.plan.world
-        asked = live.turn.request.steps  # type: ignore[union-attr]
+        assert isinstance(live.turn.request, Training)
+        asked = live.turn.request.steps
         if posted.cut is None:
             return asked
         done = world.steps_in(posted.id, posted.key, len(posted.answers), max(0.0, posted.cut - live.since))
@@ -319,7 +321,8 @@ class Dispatch:
                 live.waiting, posted.due = (answer,), when
                 return
             if kind == "train":
-                answer = self.host.engine.compute([shortened(turn.request, answer)])[0]  # type: ignore[arg-type]
+                assert isinstance(turn.request, Training)
+                answer = self.host.engine.compute([shortened(turn.request, answer)])[0]
             turn.advance(answer)
             self._answer_queries(turn)
             live.since = when

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedloom.data.fields import Data
+from fedloom.trees import is_mapping, is_row
 
 from .solvers import Solver
 
@@ -71,13 +72,13 @@ class Training:
     loss: LossHook | None = None
     step: StepHook | None = None
     carry: Any = None
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     only: Tensor | None = None
     key: tuple[Any, ...] = ()
 
     def batch(self, k: int) -> Any:
         """The samples of step `k`."""
-        out = {}
+        out: dict[str, Data] = {}
         for name, schedule in self.schedules.items():
             index = schedule.index[k, : schedule.counts[k]]
             data = self.data[name]
@@ -139,8 +140,9 @@ def value_key(value: Any) -> object:
     """Shape of a tensor, the value of a plain number or text, structure of a tree."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.dtype)
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return tuple((k, value_key(v)) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return (type(value), tuple(map(value_key, value)))
+    if is_row(value):
+        kind: type = type(value)
+        return (kind, tuple(map(value_key, value)))
     return _cell(value)

@@ -21,7 +21,8 @@ from fedloom.data import (
     Shards,
     parse_partition,
 )
-from fedloom.data.partitions import PARTITIONS, _repair, dirichlet_split, numbers, rotate
+from fedloom.data.partitions import PARTITIONS, dirichlet_split, numbers, rotate
+from fedloom.data.partitions.dirichlet import _repair
 from fedloom.errors import ConfigError, DataError
 
 

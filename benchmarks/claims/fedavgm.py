@@ -25,8 +25,8 @@ claim = Claim(
     measure=Final("global.accuracy", last=10),
     rule=Beats("fedavgm", "fedavg", by=0.01),
     notes="The paper uses CIFAR-10, 100 clients and up to 10,000 rounds, and tunes momentum as well; here "
-    "Fashion-MNIST (6,000 of its images), a dense network, 150 rounds, and momentum 0.9 throughout. A first design with "
-    "server_lr = 1 alone was flawed: momentum 0.9 amplifies steps tenfold, and FedAvgM's best step size was the smallest "
-    "of the grid (0.003; FedAvg's was 0.1, inside it). It was not reproduced there: 0.592 against 0.675. The grid now has "
-    "server step sizes too, for both arms; the rule is the same.",
+    "Fashion-MNIST (6,000 of its images), a dense network, 150 rounds, and momentum 0.9 throughout. A first design "
+    "with server_lr = 1 alone was flawed: momentum 0.9 amplifies steps tenfold, and FedAvgM's best step size was the "
+    "smallest of the grid (0.003; FedAvg's was 0.1, inside it). It was not reproduced there: 0.592 against 0.675. The "
+    "grid now has server step sizes too, for both arms; the rule is the same.",
 )

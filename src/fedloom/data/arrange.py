@@ -118,3 +118,12 @@ def same_shape(first: Data, other: Data, where: str) -> None:
             f"{where}: samples have {shapes[1]}, the others {shapes[0]}; one federation has one set of "
             f"fields and shapes (clients that differ: Federation.generated(n, size, make))"
         )
+
+
+def contents(table: Data, offsets: np.ndarray) -> dict[str, Any]:
+    """What a federation's `info` says of its samples."""
+    return {
+        "samples": len(table),
+        "fields": {k: f"{str(t.dtype)[6:]} {tuple(t.shape[1:])}" for k, t in table.items()},
+        "empty_clients": int((np.diff(offsets) == 0).sum()),
+    }

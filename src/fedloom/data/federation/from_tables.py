@@ -1,0 +1,130 @@
+"""Federations out of tables and files: pandas, CSV, Parquet, NPZ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedloom.data.convert import codes
+from fedloom.data.partitions import Partition
+from fedloom.data.readers import read_frame, read_npz
+from fedloom.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .federation import Federation
+
+
+def from_pandas(
+    cls: type[Federation],
+    frame: pd.DataFrame,
+    target: str,
+    group: str | None = None,
+    clients: int | None = None,
+    partition: Partition | str | None = None,
+    *,
+    task: str | None = None,
+    categorical: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    missing: str = "error",
+    test: pd.DataFrame | float | str | None = None,
+    public: pd.DataFrame | float | None = None,
+    validation: pd.DataFrame | float | None = None,
+    val: float = 0.0,
+    client_test: float = 0.2,
+    seed: int = 0,
+    name: str = "frame",
+    ordered: bool = False,
+) -> Federation:
+    """Clients out of a table: numbers standardised with the statistics of the TRAIN samples, categories
+    one-hot.
+
+    Args:
+        frame: one row per sample.
+        target: the column to predict; text, booleans or up to 20 different integers are classes.
+        group: the column that names natural clients (not used as a feature); then `partition` is
+            `Natural()`.
+        task: "classification" or "regression", where the guess above is wrong.
+        categorical: number columns to treat as categories.
+        keep: columns that also become integer fields of their own (a protected attribute, say).
+        drop: columns to leave out.
+        missing: "error", or "mean": empty numbers become the mean of the TRAIN samples. Empty text is a
+            category.
+
+    Other arguments as in `from_data`.
+    """
+    import pandas as pd
+
+    from fedloom.data.frames import Encoding
+
+    encoding = Encoding.of(frame, target, group, task, categorical, keep, drop, missing)
+    group_of, names = (None, ()) if group is None else codes(frame[group])
+    shared: dict[str, Any] = {"test": test, "public": public, "validation": validation}
+    for key, part in shared.items():
+        if isinstance(part, pd.DataFrame):
+            shared[key] = encoding.data(part, key)
+    return cls.assemble(
+        encoding.data(frame, name),
+        encoding.numeric_columns,
+        clients=clients,
+        partition=partition or ("iid" if group is None else "natural"),
+        group=group_of,
+        group_names=names,
+        val=val,
+        client_test=client_test,
+        seed=seed,
+        name=name,
+        classes=encoding.classes,
+        ordered=ordered,
+        info={"columns": list(encoding.columns), "labels": list(encoding.labels or ())},
+        **shared,
+    )
+
+
+def from_file(
+    cls: type[Federation],
+    path: str | Path,
+    target: str | None = None,
+    group: str | None = None,
+    clients: int | None = None,
+    partition: Partition | str | None = None,
+    **options: Any,
+) -> Federation:
+    """Clients out of a file: CSV (also gzipped) and Parquet as in `from_pandas`; NPZ with arrays `x`, `y`
+    and, if there, `x_test`, `y_test` (or `x_train` and so on), and a `group` array named by `group`."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"no file {str(path)!r}")
+    options.setdefault("name", path.name.split(".")[0])
+    kind = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
+    if kind == "npz":
+        return _from_npz(cls, path, group, clients, partition, options)
+    if kind not in ("csv", "parquet"):
+        raise ConfigError(f"{path.name!r}: files are read as .csv, .csv.gz, .parquet or .npz")
+    if target is None:
+        raise ConfigError(f"{path.name!r} is a table: name the column to predict, from_file(path, target=...)")
+    return cls.from_pandas(read_frame(path, kind), target, group, clients, partition, **options)
+
+
+def _from_npz(
+    cls: type[Federation],
+    path: Path,
+    group: str | None,
+    clients: int | None,
+    partition: Partition | str | None,
+    options: dict[str, Any],
+) -> Federation:
+    arrays = {name.removesuffix("_train"): values for name, values in read_npz(path, path.name).items()}
+    test = {name.removesuffix("_test"): arrays.pop(name) for name in list(arrays) if name.endswith("_test")}
+    if test and "test" not in options:
+        options["test"] = test
+    if group is not None:
+        if group not in arrays:
+            raise DataError(f"{path.name!r} has no array {group!r}; it has {', '.join(arrays)}")
+        options["groups"] = arrays.pop(group)
+        test.pop(group, None)
+    partition = partition or ("iid" if group is None else "natural")
+    return cls.from_data(arrays, clients, partition, **options)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
-from fedloom.data import Data, Federation, federate, figures, heterogeneity
+from fedloom.data import Data, Federation, federate, heterogeneity
 from fedloom.data.report import gini, jensen_shannon, total_variation
 from fedloom.errors import DataError
 
@@ -92,7 +92,6 @@ def test_plain_numbers_that_travel_as_json():
 def test_empty_clients_are_counted_and_nothing_is_an_error():
     fed = Federation.from_offsets({"x": torch.rand(6, 2)}, [0, 0, 3, 6, 6], empty=True)
     assert heterogeneity(fed)["quantity"]["empty"] == 2
-    assert len(figures(fed)) == 2
     nothing = Federation.generated(3, 0, lambda i: torch.zeros(0, 2))
     with pytest.raises(DataError, match="none of the 3 clients"):
         heterogeneity(nothing)
@@ -102,20 +101,3 @@ def test_clients_of_different_shapes_have_no_feature_skew():
     fed = Federation.generated(3, 4, lambda i: (torch.rand(4, i + 1), torch.zeros(4, dtype=torch.int64)), classes=2)
     assert "features" not in heterogeneity(fed)
     assert heterogeneity(fed)["labels"]["jensen_shannon"] == 0.0
-
-
-def test_figures_say_what_they_show():
-    titles = lambda fed: [figure.layout.title.text for figure in figures(fed)]  # noqa: E731
-    everything = ["Labels per client", "Train samples per client", "Clients by the mean of their inputs"]
-    fed = federate("digits", 60)
-    assert titles(fed) == everything
-    assert titles(federate("diabetes")) == everything[1:]
-    bars = figures(fed)[0]
-    assert len(bars.data) == 10
-    assert len(bars.data[0].x) == 50  # up to 50 clients
-    many = Federation.from_arrays(torch.rand(300, 4), torch.arange(300) % 30, 5)
-    heat = figures(many)[0].data[0]
-    assert heat.type == "heatmap"
-    assert np.allclose(np.array(heat.z).sum(0), 1)
-    one = Federation.from_arrays(torch.rand(30, 4), clients=1)
-    assert titles(one) == everything[1:2]

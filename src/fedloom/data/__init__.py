@@ -19,7 +19,7 @@ from .partitions import (
 )
 from .population import Local
 from .registry import Source, source
-from .report import figures, heterogeneity
+from .report import heterogeneity
 from .sources import federate, load, sources
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "Shards",
     "Source",
     "federate",
-    "figures",
     "heterogeneity",
     "load",
     "parse_partition",

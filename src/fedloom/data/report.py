@@ -1,12 +1,10 @@
-"""How different the clients are: label, feature and quantity skew of a bounded number of clients, measured
-and drawn.
-"""
+"""How different the clients are: label, feature and quantity skew of a bounded number of clients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +15,6 @@ from fedloom.keyed import choose
 from .federation import Federation
 from .fields import Data
 from .partitions import numbers
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 def heterogeneity(fed: Federation, clients: int = 200, samples: int = 200, seed: int = 0) -> dict[str, Any]:
@@ -55,26 +50,6 @@ def heterogeneity(fed: Federation, clients: int = 200, samples: int = 200, seed:
     if (means := _means(fed, held, samples, seed)) is not None:
         found["features"] = _feature_skew(fed, means)
     return found
-
-
-def figures(fed: Federation, clients: int = 50, seed: int = 0) -> list[go.Figure]:
-    """Plots of the skew: labels of up to `clients` clients, train sizes, and clients by the mean of their inputs (first
-    two principal components). What a federation does not have (labels, float inputs) is left out."""
-    import plotly.graph_objects as go
-
-    ids = _chosen(fed, clients, seed)
-    sizes = fed.sizes(ids)
-    held = [int(i) for i, n in zip(ids, sizes) if n > 0]
-    drawn = []
-    if (histograms := _histograms(fed, held)) is not None:
-        drawn.append(_label_figure(fed, held, histograms))
-    many = fed.sizes(_chosen(fed, 10_000, seed))
-    sizes_figure = go.Figure(go.Histogram(x=many, nbinsx=40))
-    sizes_figure.update_layout(title="Train samples per client", xaxis_title="samples", yaxis_title="clients")
-    drawn.append(sizes_figure)
-    if (means := _means(fed, held, 200, seed)) is not None and len(held) > 1:
-        drawn.append(_shift_figure(fed, held, means))
-    return drawn
 
 
 def _chosen(fed: Federation, clients: int, seed: int) -> np.ndarray:
@@ -208,41 +183,3 @@ def _pairs(apart: np.ndarray) -> np.ndarray:
     """Root mean squared differences between all rows, without an array of clients x clients x inputs."""
     norms = (apart**2).mean(1)
     return np.sqrt(np.maximum(norms[:, None] + norms[None] - 2 * apart @ apart.T / apart.shape[1], 0))
-
-
-# --------------------------------------------------------------------------------------------------- figures
-
-
-def _name(fed: Federation, id: int) -> str:
-    return fed.names[id] if fed.names else f"client {id}"
-
-
-def _label_figure(fed: Federation, ids: Sequence[int], counts: np.ndarray) -> go.Figure:
-    """Stacked bars for few classes, a heat map of shares for many."""
-    import plotly.graph_objects as go
-
-    names = [_name(fed, i) for i in ids]
-    labels = [str(label) for label in fed.info.get("labels") or range(counts.shape[1])]
-    if counts.shape[1] <= 20:
-        figure = go.Figure([go.Bar(name=label, x=names, y=counts[:, c]) for c, label in enumerate(labels)])
-        figure.update_layout(barmode="stack", yaxis_title="labels", legend_title="label")
-    else:
-        seen = np.flatnonzero(counts.sum(0))
-        shares = counts[:, seen] / np.maximum(counts.sum(1, keepdims=True), 1)
-        figure = go.Figure(go.Heatmap(z=shares.T, x=names, y=[labels[c] for c in seen], colorbar_title="share"))
-        figure.update_layout(yaxis_title="label")
-    return figure.update_layout(title="Labels per client")
-
-
-def _shift_figure(fed: Federation, ids: Sequence[int], means: _Means) -> go.Figure:
-    import plotly.graph_objects as go
-
-    scaled = (means.mean - means.mean.mean(0)) / np.where(means.std > 0, means.std, 1)
-    left, size, _ = np.linalg.svd(scaled, full_matrices=False)
-    place = np.zeros((len(ids), 2))
-    place[:, : min(2, len(size))] = (left * size)[:, :2]
-    names = [_name(fed, i) for i in ids]
-    figure = go.Figure(go.Scatter(x=place[:, 0], y=place[:, 1], mode="markers", text=names, hoverinfo="text"))
-    return figure.update_layout(
-        title="Clients by the mean of their inputs", xaxis_title="first component", yaxis_title="second component"
-    )

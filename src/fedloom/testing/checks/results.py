@@ -1,0 +1,55 @@
+"""A run: something changes, all of it is finite, judging it leaves no trace."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+from fedloom.message import dumps
+from fedloom.method import Method
+from fedloom.testing.compare import difference, outcome
+from fedloom.testing.trial import Trial
+
+from .suite import check, finite, lasting, require
+
+
+@check()
+def runs(trial: Trial) -> None:
+    """A few rounds change something, and all of it is finite."""
+    begun, ended = trial.run(rounds=0), trial.reference
+    if begun.state is None:
+        begun.host.start()
+    require(difference(lasting(begun), lasting(ended)), "after all rounds neither state nor memories had changed")
+    require(finite(lasting(ended)), "the state or a memory holds NaN or infinity")
+
+
+@check()
+def evaluation(trial: Trial) -> None:
+    """Every view has finite figures; every client can be sent `down` and answer; judging leaves no trace."""
+    run = trial.reference
+    method, host = run.plan.method, run.host
+    before = outcome(run)
+    kept = dumps({k: before[k] for k in ("state", "memories", "books", "ledger")})
+    views = method.evaluate(host.state, host.clients)
+    require(views, "evaluate gave no view of the result")
+    for view, figures in views.items():
+        require(dict(figures), f"view {view!r} is empty")
+        for name, value in figures.items():
+            require(math.isfinite(value), f"{view}.{name} is {value}")
+    each = {i: method.down(host.state, i) for i in host.clients.ids}
+    if type(method).personalise is not Method.personalise or all("params" in d for d in each.values()):
+        personal = host.clients.evaluate(method.personalise, list(each), each=each)
+        require(personal.clients, "no client could answer by personalise")
+        require(finite({i: dict(m) for i, m in personal.clients.items()}), "a client's own figures are not finite")
+    after = dumps({k: v for k, v in outcome(run).items() if k in ("state", "memories", "books", "ledger")})
+    require(kept == after, "judging changed the state, a memory, a book or the byte count")
+
+
+@check()
+def attributes_stay(trial: Trial) -> None:
+    """A method keeps nothing on itself: the object is after a run what it was before."""
+    m = trial.method
+    before = pickle.dumps(m)
+    names = set(vars(m))
+    trial.run()
+    require(set(vars(m)) == names and pickle.dumps(m) == before, "the run changed attributes of the method")

@@ -63,7 +63,8 @@ def test_a_complete_recipe_names_every_hyperparameter():
 @pytest.mark.parametrize("recipe", [Recipe(method="fedavg"), FULL, FULL.complete()], ids=["short", "full", "complete"])
 def test_the_command_line_repeats_the_recipe(recipe: Recipe):
     from fedloom.cli.app import app
-    from fedloom.cli.running import _given, _recipe
+    from fedloom.cli.options import Training
+    from fedloom.cli.running import _recipe
 
     words = shlex.split(recipe.command())
     assert words[:2] == ["fedloom", "run"]
@@ -71,7 +72,8 @@ def test_the_command_line_repeats_the_recipe(recipe: Recipe):
 
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     parsed = command.make_context("run", words[2:]).params
-    read = _recipe(None, _given({**parsed, "set": parsed["set"], "data": parsed["data"]}))
+    method = parsed.pop("method")
+    read = _recipe(None, {"method": method, **Training(**parsed).given()})
     assert read.complete().to_toml() == recipe.complete().to_toml()
 
 

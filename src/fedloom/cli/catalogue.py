@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .running import Json
+from .options import Json
 
 if TYPE_CHECKING:
     from fedloom.method import Method

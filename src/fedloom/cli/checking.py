@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fedloom.errors import ConfigError
 
-from .running import Json
+from .options import Json
 
 
 def check(

@@ -15,68 +15,17 @@ from rich.table import Table
 
 from fedloom.errors import ConfigError
 
+from .options import Json, Report, Training, with_training
+
 if TYPE_CHECKING:
     from fedloom.runs import Recipe, Run
     from fedloom.runs.record import Group
 
-MethodName = Annotated[str, typer.Argument(help="Id of a method, or module:Class.", show_default=False)]
-DataName = Annotated[str | None, typer.Option("--data", "-d", help="Data set; `fedloom data` lists them. (digits)")]
-Clients = Annotated[int | None, typer.Option("--clients", "-n", help="Clients. (as many as the data has)")]
-Split = Annotated[str | None, typer.Option("--partition", "-p", help="Who holds what, e.g. dirichlet:0.1.")]
-Rounds = Annotated[int | None, typer.Option("--rounds", "-r", help="Server steps. (50)")]
-CohortSize = Annotated[int | None, typer.Option("--cohort", "-k", help="Clients a round. (the method's own)")]
-Seed = Annotated[int | None, typer.Option("--seed", "-s", help="Of everything random. (0)")]
-Engine = Annotated[str | None, typer.Option("--engine", "-e", help="auto, sequential, stacked, pool or debug. (auto)")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda. (cpu)")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32 or float64. (float32)")]
-Network = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="Network, e.g. cnn:width=0.5; clients take turns with cnn+mlp:32. (the data's own)"
-    ),
-]
-Setting = Annotated[list[str] | None, typer.Option("--set", help="Hyperparameter name=value; may be repeated.")]
-Val = Annotated[float | None, typer.Option("--val", help="Share of each client's samples that chooses the best round.")]
-Public = Annotated[float | None, typer.Option("--public", help="Share of the samples that everybody holds.")]
-ServerData = Annotated[float | None, typer.Option("--validation", help="Share of the samples the server holds.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Train samples kept, at random. (all)")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes of the engine pool. (one a core)")]
-PerClient = Annotated[bool | None, typer.Option("--per-client", help="Log every client's figures in every round.")]
-Stages = Annotated[list[str] | None, typer.Option("--channel", help="Channel stage, e.g. topk:0.05; in order.")]
-Worlds = Annotated[list[str] | None, typer.Option("--world", help="Devices and links, e.g. spread=0.5.")]
-Every = Annotated[int | None, typer.Option("--evaluate-every", help="Rounds between evaluations. (1)")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run. (runs/<time>-<method>-<data>)")]
-Json = Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file; options on the line win over it.")]
-Report = Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.")]
 
-
+@with_training
 def run(
+    options: Training,
     method: Annotated[str | None, typer.Argument(help="Id of a method, or module:Class.", show_default=False)] = None,
-    data: DataName = None,
-    clients: Clients = None,
-    partition: Split = None,
-    rounds: Rounds = None,
-    cohort: CohortSize = None,
-    seed: Seed = None,
-    engine: Engine = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    model: Network = None,
-    set: Setting = None,
-    val: Val = None,
-    public: Public = None,
-    validation: ServerData = None,
-    limit: Limit = None,
-    workers: Workers = None,
-    per_client: PerClient = None,
-    channel: Stages = None,
-    world: Worlds = None,
-    evaluate_every: Every = None,
-    recipe: RecipeFile = None,
-    out: Out = None,
-    as_json: Json = False,
-    report: Report = True,
 ) -> None:
     """Train with one method.
 
@@ -92,44 +41,22 @@ def run(
 
     Ctrl-C stops it; fedloom resume continues it to the same end.
     """
-    given = _given(locals())
-    made = _recipe(recipe, given)
-    place = out or _place(made.method, made.data)
+    given = {**({} if method is None else {"method": method}), **options.given()}
+    made = _recipe(options.recipe, given)
+    place = options.out or _place(made.method, made.data)
     console = Console(stderr=True)
-    done = _run(made, place, console, report)
-    if as_json:
+    done = _run(made, place, console, options.report)
+    if options.as_json:
         print(json.dumps(_plain(done.summary), indent=2))
     else:
-        _print_run(done, place, report)
+        _print_run(done, place, options.report)
 
 
+@with_training
 def compare(
+    options: Training,
     methods: Annotated[list[str], typer.Argument(help="Methods, e.g. fedavg fedprox:mu=0.1.", show_default=False)],
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of each method, with seeds S, S+1, ...", min=1)] = 1,
-    data: DataName = None,
-    clients: Clients = None,
-    partition: Split = None,
-    rounds: Rounds = None,
-    cohort: CohortSize = None,
-    seed: Seed = None,
-    engine: Engine = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    model: Network = None,
-    set: Setting = None,
-    val: Val = None,
-    public: Public = None,
-    validation: ServerData = None,
-    limit: Limit = None,
-    workers: Workers = None,
-    per_client: PerClient = None,
-    channel: Stages = None,
-    world: Worlds = None,
-    evaluate_every: Every = None,
-    recipe: RecipeFile = None,
-    out: Out = None,
-    as_json: Json = False,
-    report: Report = True,
 ) -> None:
     """Train with several methods on the same data, model and seeds: one table, one report.
 
@@ -142,24 +69,24 @@ def compare(
     --set goes to every method; NAME:key=value,key=value sets one. With several seeds, figures are mean ± standard
     deviation. Of an --out that was stopped, finished runs are kept and the others resumed.
     """
-    given = _given(locals())
-    plans = [_planned(text, recipe, given) for text in methods]
+    given = options.given()
+    plans = [_planned(text, options.recipe, given) for text in methods]
     if len({label for label, _ in plans}) < len(plans):
         raise ConfigError(f"a method is given twice: {' '.join(methods)}. Tell them apart: fedprox:mu=0.1 fedprox:mu=1")
-    place = out or _place("compare", plans[0][1].data)
+    place = options.out or _place("compare", plans[0][1].data)
     console = Console(stderr=True)
     groups = _compare(plans, seeds, place, console)
     from fedloom.runs.report import write_report
 
-    if report:
+    if options.report:
         write_report(groups, place / "report.html")
     summary = _summary(groups)
     (place / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    if as_json:
+    if options.as_json:
         print(json.dumps(summary, indent=2))
     else:
         _print_table(groups)
-        _say_where(place, report)
+        _say_where(place, options.report)
 
 
 def resume(
@@ -204,24 +131,6 @@ def report(
 
 
 # --------------------------------------------------------------------------------------------------- pieces
-
-
-_FIELDS = ("method", "data", "clients", "partition", "rounds", "cohort", "seed", "engine", "device", "dtype", "model")
-_MORE = ("val", "public", "validation", "limit", "workers", "per_client", "evaluate_every")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Recipe fields that the line names."""
-    from fedloom.runs.recipe import pairs
-
-    found = {k: options[k] for k in (*_FIELDS, *_MORE) if options.get(k) is not None}
-    if options["set"]:
-        found["set"] = pairs(options["set"])
-    if options["world"]:
-        found["world"] = pairs(options["world"], "--world")
-    if options["channel"]:
-        found["channel"] = tuple(options["channel"])
-    return found
 
 
 def _recipe(file: Path | None, given: dict[str, Any]) -> Recipe:

@@ -92,7 +92,7 @@ def test_tuning_needs_validation_samples():
 
 
 def test_run_tunes_judges_and_writes_nothing(monkeypatch):
-    monkeypatch.setattr(claims, "save", None)
+    monkeypatch.setattr(claims.files, "save", None)
     result = claims.run(make())
     many, few = result.content["arms"]["many"], result.content["arms"]["few"]
     assert many["chosen"] == few["chosen"] == {"solver.lr": 0.1}
@@ -130,7 +130,7 @@ def test_budget_cuts_every_arm_at_the_same_cost():
 
 def test_saving(monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text("")
-    monkeypatch.setattr(claims, "folder", lambda: tmp_path)
+    monkeypatch.setattr(claims.files, "folder", lambda: tmp_path)
     result = claims.run(make())
     path = claims.save(claims.Result("mine", result.content))
     assert path == tmp_path / "results" / "mine.json"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from fedloom.channel.stage import Channel, Stage
 from fedloom.data import Federation
 from fedloom.engines.base import Behaviour, Plan
-from fedloom.errors import ConfigError, DataError
+from fedloom.errors import ConfigError, unknown
 from fedloom.keyed import seed_of
 from fedloom.method import Method
 from fedloom.model import Model
@@ -22,6 +23,7 @@ from fedloom.task import Task
 from fedloom.timing.world import World
 from fedloom.trees import is_mapping
 
+from .door import check_arguments, check_plan
 from .run import Run
 
 if TYPE_CHECKING:
@@ -77,12 +79,7 @@ class Experiment:
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ConfigError(f"rounds={self.rounds} cannot be: 0 or more")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ConfigError(f"device {self.device!r} is not there (torch sees no CUDA device); use device='cpu'")
-        if self.on_failure not in ("raise", "exclude"):
-            raise ConfigError(f"on_failure={self.on_failure!r} cannot be: 'raise' or 'exclude'")
+        check_arguments(self)
 
     def plan(self) -> Plan:
         """Check that method, task, federation and channel go together, before any work is done.
@@ -103,11 +100,7 @@ class Experiment:
             dtype=self.dtype,
             on_failure=self.on_failure,
         )
-        if len(self.federation) == 0:
-            raise DataError("a federation needs at least one client")
-        self.task.check(self.federation.local(0).train)
-        check_needs(plan)
-        plan.channel.check(plan)
+        check_plan(plan)
         return plan
 
     def run(self, resume: bool = False) -> Run:
@@ -120,39 +113,23 @@ def run(method: Method, task: Task, federation: Federation, rounds: int = 50, se
 
     Options are those of `Experiment`.
     """
+    for name in options:
+        if name not in (known := [f.name for f in fields(Experiment)]):
+            raise unknown("option of a run", name, known)
     return Experiment(method, task, federation, rounds, seed, **options).run()
-
-
-def check_needs(plan: Plan) -> None:
-    """Refuse at the door what a method needs and this federation has not."""
-    from fedloom.errors import NotSupported
-
-    card, federation = plan.method.card, plan.federation
-    if "public" in card.needs and federation.public is None:
-        raise NotSupported(
-            f"{card.title} needs public data that server and clients all hold, and this federation has none. Hold some "
-            f"back: Federation.from_arrays(..., public=0.1), or on the command line --public 0.1"
-        )
-    if "server data" in card.needs and federation.validation is None:
-        raise NotSupported(
-            f"{card.title} needs labelled data of the server's own, and this federation has none. Give some: "
-            f"Federation.from_arrays(..., validation=0.05)"
-        )
-    if len(plan.models) > 1 and "families" not in card.needs:
-        raise NotSupported(
-            f"{card.title} trains one network at every client, but this task has {len(plan.models)}: "
-            f"{', '.join(plan.models)}. Use one model, or a method for different networks (fedproto, fedmd, ...)"
-        )
 
 
 def models_for(
     task: Task, method: Method, federation: Federation, seed: int, dtype: torch.dtype, device: str
 ) -> dict[str, Model]:
     """The task's networks as models, by name."""
-    sample = federation.local(0).train
+    first = next((id for id in federation.ids if federation.size(id)), 0)
+    sample = federation.local(first).train
     example = tuple(x[:1] for x in task.inputs(sample))
     spec = task.model
     named: Mapping[str, Any] = spec if is_mapping(spec) else {_name(spec): spec}
+    if not named:
+        raise ConfigError("Task(model={}) names no network")
     models: dict[str, Model] = {}
     for k, (name, source) in enumerate(named.items()):
         init = seed_of(seed, "model", k)
@@ -168,17 +145,29 @@ def models_for(
                     seed=torch.initial_seed(),
                 )
             elif not isinstance(source, nn.Module):
-                net = source()
-            if not isinstance(net, nn.Module):
-                raise ConfigError(
-                    f"Task(model=...) must be a name, an nn.Module or a function that makes one; given {source!r}"
-                )
+                net = _made(source)
             return method.module(net).to(device=device, dtype=dtype)
 
         made: Any = factory() if isinstance(source, nn.Module) else factory
         cast = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in example)
         models[name] = Model(made, task, buffers=task.buffers, seed=init, example=cast, name=name)
     return models
+
+
+def _made(source: Any) -> nn.Module:
+    wanted = "Task(model=...) is a name, an nn.Module, or a class or function that makes one without arguments"
+    if not callable(source):
+        raise ConfigError(f"{wanted}; given {source!r}")
+    try:
+        inspect.signature(source).bind()
+    except TypeError as e:
+        raise ConfigError(f"{wanted}, as in model=lambda: MyNet(10); {_name(source)}: {e}") from None
+    except ValueError:  # no signature to be had: the call will say
+        pass
+    net = source()
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"{wanted}; {_name(source)} gave {net!r}")
+    return net
 
 
 def _name(spec: Any) -> str:

@@ -1,0 +1,118 @@
+"""What a run refuses before any work: each mistake in the words of the person who made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fedloom as fl
+from fedloom.errors import ConfigError, FedloomError
+from fedloom.runs.experiment import Experiment
+
+X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 3
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.a(x) + self.b(z)
+
+
+class Both(fl.Classification):
+    def inputs(self, batch: fl.Data) -> tuple[Tensor, ...]:
+        return batch.x, batch.z
+
+
+class Pair(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+def linear() -> nn.Module:
+    return nn.Linear(8, 3)
+
+
+def federation(x: Any = X, y: Any = Y, **fields: Any) -> fl.Federation:
+    return fl.Federation.from_data({"x": x, "y": y, **fields}, clients=4)
+
+
+async def silent(client: fl.Client, honest: Any, **payload: Any) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": fl.FedAvg}, "the class FedAvg"),
+        ({"method": "fedavg"}, "fl.FedAvg(cohort=10)"),
+        ({"task": linear()}, "fl.Classification(model=MyNet)"),
+        ({"federation": (X, Y)}, "Federation.from_arrays"),
+        ({"rounds": 2.5}, "rounds=2.5"),
+        ({"evaluate_every": -1}, "evaluate_every=-1"),
+        ({"device": "gpu"}, "'gpu' is not a device"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"dtype": "float64"}, "torch.float64"),
+        ({"dtype": torch.int64}, "torch.float64"),
+        ({"out": 5}, "a folder"),
+        ({"behave": [silent]}, "a dict"),
+        ({"behave": {0: "flip"}}, "'flip'"),
+        ({"behave": {99: silent}}, "clients 0..3"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused(options: dict[str, Any], said: str):
+    given: dict[str, Any] = {"method": fl.FedAvg(), "task": fl.Classification(model=linear), **options}
+    with pytest.raises(ConfigError) as raised:
+        Experiment(given.pop("method"), given.pop("task"), given.pop("federation", federation()), **given)
+    assert said in str(raised.value)
+
+
+def test_an_unknown_option_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'rounds'"):
+        fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), round=3)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "said"),
+    [
+        (fl.Classification(model=lambda: nn.Linear(9, 3)), federation(), "float32 (2, 8)"),
+        (fl.Classification(model=lambda: nn.Linear(8, 2)), federation(), "it needs 3 of them"),
+        (fl.Classification(model=linear), federation(y=Y + 1), "labels that begin at 0"),
+        (fl.Classification(model=linear), federation(x=(X * 10).long()), "for measurements give floats"),
+        (fl.Classification(model=linear), federation(y=nn.functional.one_hot(Y)), "y int64 (2, 3)"),
+        (fl.Classification(model=TwoInputs), federation(z=X[:, :4]), "a subclass that returns them all"),
+        (Both(model=linear), federation(z=X[:, :4]), "float32 (2, 8), float32 (2, 4)"),
+        (fl.Classification(model=Pair(8, 3)), federation(), "gives, tuple"),
+        (fl.Regression(model=lambda: nn.Linear(8, 3)), federation(y=X[:, :2]), "own losses"),
+        (fl.Classification(model=nn.Linear), federation(), "model=lambda: MyNet(10)"),
+        (fl.Classification(model=lambda: 3), federation(), "gave 3"),
+        (fl.Classification(model=5), federation(), "given 5"),  # type: ignore[arg-type]
+        (fl.Classification(model={}), federation(), "no network"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused_before_the_first_round(
+    task: fl.Task, data: fl.Federation, said: str
+):
+    with pytest.raises(FedloomError) as raised:
+        Experiment(fl.FedAvg(), task, data).plan()
+    assert said in str(raised.value)
+
+
+def test_two_inputs_are_a_task_that_returns_both():
+    run = fl.run(fl.FedAvg(), Both(model=TwoInputs), federation(z=X[:, :4]), rounds=1)
+    assert run.summary["excluded"] == 0
+
+
+def test_the_trial_leaves_no_trace_and_needs_no_full_first_client():
+    data = fl.Federation.from_clients([(X[:0], Y[:0]), (X[:1], Y[:1]), (X, Y)], empty=True)
+    norm = fl.Classification(model=lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)), buffers="batch")
+    before = torch.get_rng_state()
+    for task in (fl.Classification(model="mlp"), norm):
+        Experiment(fl.FedAvg(), task, data).plan()
+    assert torch.equal(before, torch.get_rng_state())

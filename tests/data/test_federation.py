@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from fedloom.data import Data, Dirichlet, Federation, Local
 from fedloom.data.population import split_sizes
-from fedloom.errors import ConfigError, DataError
+from fedloom.errors import ConfigError, DataError, FedloomError
 
 
 def numbered(n: int = 200, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -533,3 +533,26 @@ def test_moving_keeps_what_it_is():
     assert moved.sha256 == fed.sha256
     assert moved.info == fed.info
     assert len(moved) == 4
+
+
+def test_groups_are_clients_where_no_partition_is_named():
+    x, groups = torch.zeros(12, 2), ["b", "a", "c"] * 4
+    assert Federation.from_arrays(x, groups=groups).names == ("a", "b", "c")
+    assert len(Federation.from_arrays(x, clients=4, partition="iid", groups=groups)) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x, y: Federation.from_arrays((x, x[:, :1]), y), "fields of their own"),
+        (lambda x, y: Federation.from_arrays(TensorDataset(x, y), clients=2), "from_torch"),
+        (lambda x, y: Federation.from_arrays(x, y, clients=2.0), "given 2.0"),
+        (lambda x, y: Federation.from_arrays(x, y, clients=2, partition=0.1), "dirichlet:0.1"),
+        (lambda x, y: Federation.from_arrays(x, y, groups=np.array(["a", None] * 6, dtype=object)), "6 of 12 are miss"),
+        (lambda x, y: Federation.from_pandas(pd.DataFrame({"a": [], "y": []}), "y"), "no rows"),
+    ],
+)
+def test_a_slip_with_the_data_is_answered_with_what_to_write(make, said: str):
+    with pytest.raises(FedloomError) as raised:
+        make(torch.zeros(12, 2), torch.arange(12) % 3)
+    assert said in str(raised.value)

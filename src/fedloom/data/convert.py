@@ -30,7 +30,7 @@ def tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, Tensor):
         t = values.detach().cpu()
     else:
-        array = np.asarray(values)
+        array = _array(values, name)
         if array.dtype.kind not in "fiub":
             raise DataError(
                 f"field {name!r} holds {array.dtype}, and tensors hold numbers; encode it first, or use "
@@ -44,6 +44,18 @@ def tensor(values: Any, name: str) -> Tensor:
     return t
 
 
+def _array(values: Any, name: str) -> np.ndarray:
+    if isinstance(values, torch.utils.data.Dataset):
+        raise DataError(f"field {name!r} is a PyTorch dataset; clients out of one: Federation.from_torch(dataset)")
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise DataError(
+            f"field {name!r} is not one array: its entries differ in shape. Several inputs are fields of their own: "
+            f"Federation.from_data({{'x': a, 'z': b, 'y': y}}), with a task whose inputs(batch) returns them all"
+        ) from None
+
+
 def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
     """Group names (or numbers) as integers 0..g-1 in sorted order, int64 `(n,)`, and their names as text."""
     array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
@@ -52,6 +64,11 @@ def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"groups: {int((~np.isfinite(array)).sum())} of {len(array)} are NaN or infinite")
     if array.dtype.kind == "O":
+        import pandas as pd
+
+        empty = pd.isna(array)
+        if empty.any():
+            raise DataError(f"groups: {int(empty.sum())} of {len(array)} are missing (first: sample {empty.argmax()})")
         array = array.astype(str)
     names, index = np.unique(array, return_inverse=True)
     return torch.from_numpy(index.astype(np.int64)), tuple(str(name) for name in names)

@@ -87,6 +87,8 @@ class Encoding:
                 encoding's.
         """
         frame = frame.rename(columns=str)
+        if not len(frame):
+            raise DataError(f"{where}: the table has no rows")
         wanted = (*self.numeric, *self.categories, *self.keep, self.target)
         if gone := [c for c in wanted if c not in frame.columns]:
             raise DataError(f"{where}: no column {gone[0]!r}; the table has {', '.join(frame.columns)}")

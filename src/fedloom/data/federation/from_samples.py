@@ -28,7 +28,7 @@ def from_arrays(
     x: Any,
     y: Any = None,
     clients: int | None = None,
-    partition: Partition | str = "iid",
+    partition: Partition | str | None = None,
     **options: Any,
 ) -> Federation:
     """Clients out of arrays: `Federation.from_arrays(x, y, clients=100, partition=Dirichlet(0.1),
@@ -38,7 +38,8 @@ def from_arrays(
         x: inputs `(n, ...)`: NumPy, PyTorch or lists. float64 of NumPy becomes float32; byte images 0..1.
         y: targets: integer labels 0..C-1, or floats to regress; None for inputs alone.
         clients: how many; None: what the partition finds in the data, or else 100.
-        partition: who holds which sample, as an object or text ("dirichlet:0.1").
+        partition: who holds which sample, as an object or text ("dirichlet:0.1"); None: each of `groups` is a client,
+            or "iid" without groups.
         **options: those of `from_data`.
     """
     options.setdefault("name", "arrays")
@@ -49,7 +50,7 @@ def from_data(
     cls: type[Federation],
     data: Any,
     clients: int | None = None,
-    partition: Partition | str = "iid",
+    partition: Partition | str | None = None,
     *,
     groups: Any = None,
     test: Shared | str = None,
@@ -69,7 +70,8 @@ def from_data(
     Args:
         data: `Data`, a dict of arrays, or `(x, y)`.
         clients: how many; None: what the partition finds in the data, or else 100.
-        partition: who holds which sample, as an object or text ("dirichlet:0.1").
+        partition: who holds which sample, as an object or text ("dirichlet:0.1"); None: each of `groups` is a client,
+            or "iid" without groups.
         groups: a name or number per sample `(n,)`: speaker, subject, hospital, domain.
         test, public, validation: data for the server; or a fraction of the samples held out before the
             partition.
@@ -93,6 +95,7 @@ def from_data(
             raise DataError("standardise=True scales the columns of a table `x` (n, d); this data has none")
         columns = torch.arange(whole["x"].shape[1])
     group, group_names = (None, ()) if groups is None else codes(groups)
+    partition = partition or ("iid" if groups is None else "natural")
     return cls.assemble(
         whole, columns, clients=clients, partition=partition, group=group, group_names=group_names, test=test,
         public=public, validation=validation, val=val, client_test=client_test, seed=seed, name=name,

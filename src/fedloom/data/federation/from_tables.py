@@ -126,5 +126,4 @@ def _from_npz(
             raise DataError(f"{path.name!r} has no array {group!r}; it has {', '.join(arrays)}")
         options["groups"] = arrays.pop(group)
         test.pop(group, None)
-    partition = partition or ("iid" if group is None else "natural")
     return cls.from_data(arrays, clients, partition, **options)

@@ -66,8 +66,8 @@ class Partition:
             ConfigError: an impossible number of clients.
         """
         clients = self.natural(data) or 100 if clients is None else clients
-        if clients < 1:
-            raise ConfigError(f"a partition makes 1 or more clients; given {clients}")
+        if not isinstance(clients, int | np.integer) or clients < 1:
+            raise ConfigError(f"a partition makes 1 or more clients; given {clients!r}")
         if not len(data):
             raise DataError(f"{self} was given no samples to split")
         if len(data) < clients * self.least:

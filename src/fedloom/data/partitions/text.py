@@ -31,6 +31,8 @@ def parse_partition(text: str | Partition) -> Partition:
     """
     if isinstance(text, Partition):
         return text
+    if not isinstance(text, str):
+        raise ConfigError(f"a partition is an object or text: Dirichlet(0.1), 'dirichlet:0.1'; given {text!r}")
     own, _, base = text.strip().partition("/")
     name, _, rest = own.partition(":")
     name = name.strip().lower().replace("color", "colour")

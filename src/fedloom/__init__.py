@@ -34,7 +34,8 @@ def __getattr__(name: str) -> Any:
         for cls in catalogue().values():
             if cls.__name__ == name:
                 return cls
-    raise AttributeError(f"module 'fedloom' has no attribute {name!r}")
+    same = [cls.__name__ for cls in catalogue().values() if name.lower() in (cls.__name__.lower(), cls.card.id)]
+    raise AttributeError(f"module 'fedloom' has no attribute {name!r}" + "".join(f"; the method is {n}" for n in same))
 
 
 __all__ = [

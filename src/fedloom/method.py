@@ -133,6 +133,8 @@ def method_named(name: str) -> type[Method]:
             raise ConfigError(f"cannot load the method {name!r}: {e}") from None
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ConfigError(f"{name!r} is not a subclass of fedloom.Method")
+        if not isinstance(getattr(found, "card", None), Card) or not is_dataclass(found):
+            raise ConfigError(f"{name!r} needs a class attribute card = Card(id=..., ...) and @dataclass(frozen=True)")
         return found
     known = catalogue()
     if name not in known:

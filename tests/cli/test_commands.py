@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,39 @@ def test_data_is_measured_and_drawn(capsys, tmp_path: Path):
 )
 def test_a_method_with_settings(text: str, name: str, options: list[str]):
     assert split_method(text) == (name, options)
+
+
+def test_a_method_of_the_folder_one_is_in_is_found(capsys, tmp_path: Path, monkeypatch):
+    (tmp_path / "ownthing.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import fedloom as fl\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(fl.FedAvg):\n"
+        "    rate: float = 0.5\n"
+        "class Bare(fl.Method):\n"
+        "    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
+    code, printed, _ = ran(capsys, "show", "ownthing:Mine")
+    assert code == 0
+    assert "rate" in printed
+    code, _, err = ran(capsys, "check", "ownthing:Bare")
+    assert code == 2
+    assert "card = Card(id=" in err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    for words in (["run", "fedavg", *QUICK], ["compare", "fedavg", *QUICK]):
+        code, _, err = ran(capsys, *words, "-o", str(tmp_path / "file" / "run"))
+        assert code == 2
+        assert str(tmp_path / "file") in err
+        assert "Traceback" not in err
+
+
+def test_a_comparison_is_not_resumed_as_a_run(capsys, tmp_path: Path):
+    ran(capsys, "compare", "fedavg", *QUICK, "--no-report", "-o", str(tmp_path))
+    code, _, err = ran(capsys, "resume", str(tmp_path))
+    assert code == 2
+    assert str(tmp_path / "fedavg-seed0") in err

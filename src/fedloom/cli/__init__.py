@@ -9,7 +9,8 @@ from typing import Any
 def main(arguments: list[str] | None = None) -> None:
     """Run one command line and end the process with its exit code: 0 fine, 2 refused, 130 stopped by the user.
 
-    An error of Fedloom's own is one message without a traceback; `--debug`, anywhere on the line, shows it.
+    An error of Fedloom's own, or of a file, is one message without a traceback; `--debug`, anywhere on the line,
+    shows it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -32,9 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = say
     try:
         app(words, prog_name="fedloom")
-    except FedloomError as error:
+    except (FedloomError, OSError) as error:
         if debug:
             raise
         console.print("[bold red]error[/]", end="  ")
-        console.print(str(error), markup=False, highlight=False)
+        console.print(_said(error), markup=False, highlight=False)
         raise SystemExit(2) from None
+
+
+def _said(error: Exception) -> str:
+    """The message; of a file that cannot be read or written, its name and why."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

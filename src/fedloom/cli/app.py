@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +26,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Federated learning where clients differ in data, model, device, network, task and trust."""
+    sys.path.insert(0, os.getcwd())  # methods of one's own, module:Class, need not be installed
 
 
 for command, panel in (

@@ -74,8 +74,15 @@ def show(
 
 def data(
     name: Annotated[str | None, typer.Argument(help="A data set; none: list them.", show_default=False)] = None,
-    clients: Annotated[int | None, typer.Option("--clients", "-n", help="Clients. (what the data has)")] = None,
-    partition: Annotated[str | None, typer.Option("--partition", "-p", help="E.g. dirichlet:0.1.")] = None,
+    clients: Annotated[
+        int | None, typer.Option("--clients", "-n", help="Clients. (the data's own groups, else 100 at most)")
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            "--partition", "-p", help="Who holds what: dirichlet:0.1, shards:2, iid, natural, ... (the data's own)"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of the partition.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", help="Train samples kept, at random. (all)")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Draw it into this HTML page.")] = None,

@@ -32,7 +32,6 @@ def check(
 
       fedloom check mypackage.mymethod:MyMethod
     """
-    sys.path.insert(0, os.getcwd())  # a method under development need not be installed
     from fedloom.method import method_named
     from fedloom.testing import checks
 

@@ -20,8 +20,13 @@ class Training:
     """What to train and where the run goes. None: not given on the line."""
 
     data: Annotated[str | None, Option("--data", "-d", help="Data set; `fedloom data` lists them. (digits)")] = None
-    clients: Annotated[int | None, Option("--clients", "-n", help="Clients. (as many as the data has)")] = None
-    partition: Annotated[str | None, Option("--partition", "-p", help="Who holds what, e.g. dirichlet:0.1.")] = None
+    clients: Annotated[
+        int | None, Option("--clients", "-n", help="Clients. (the data's own groups, else 100 at most)")
+    ] = None
+    partition: Annotated[
+        str | None,
+        Option("--partition", "-p", help="Who holds what: dirichlet:0.1, shards:2, iid, natural, ... (the data's own)"),
+    ] = None
     rounds: Annotated[int | None, Option("--rounds", "-r", help="Server steps. (50)")] = None
     cohort: Annotated[int | None, Option("--cohort", "-k", help="Clients a round. (the method's own)")] = None
     seed: Annotated[int | None, Option("--seed", "-s", help="Of everything random. (0)")] = None
@@ -43,9 +48,12 @@ class Training:
     public: Annotated[float | None, Option("--public", help="Share of the samples that everybody holds.")] = None
     validation: Annotated[float | None, Option("--validation", help="Share of the samples the server holds.")] = None
     limit: Annotated[int | None, Option("--limit", help="Train samples kept, at random. (all)")] = None
-    workers: Annotated[int | None, Option("--workers", help="Processes of the engine pool. (one a core)")] = None
+    workers: Annotated[int | None, Option("--workers", help="Threads of the engine pool. (one a core)")] = None
     per_client: Annotated[bool | None, Option("--per-client", help="Log every client's figures in every round.")] = None
-    channel: Annotated[list[str] | None, Option("--channel", help="Channel stage, e.g. topk:0.05; in order.")] = None
+    channel: Annotated[
+        list[str] | None,
+        Option("--channel", help="Stages in order: topk:0.05, randk, quantize:8, sign, clip, dp:clip=1,noise=1."),
+    ] = None
     world: Annotated[list[str] | None, Option("--world", help="Devices and links, e.g. spread=0.5.")] = None
     evaluate_every: Annotated[int | None, Option("--evaluate-every", help="Rounds between evaluations. (1)")] = None
     recipe: Annotated[Path | None, Option("--recipe", help="TOML file; options on the line win over it.")] = None

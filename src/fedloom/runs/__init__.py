@@ -22,7 +22,11 @@ def resume(folder: str | Path, observers: Sequence[Observer] = ()) -> Run:
     folder = Path(folder)
     config = folder / "config.toml"
     if not config.exists():
-        raise CheckpointError(f"{folder} holds no run: there is no config.toml in it")
+        inside = sorted(str(path.parent) for path in folder.glob("*/config.toml"))
+        hint = f". Runs are in {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else ""
+        if inside and (folder / inside[0]).name.rpartition("-seed")[1]:
+            hint += f"; a comparison goes on with its own line again, and --out {folder}"
+        raise CheckpointError(f"{folder} holds no run: there is no config.toml in it{hint}")
     if "made_in_python" in config.read_text():
         raise CheckpointError(
             f"{folder} was made by a Python program from objects; continue it there, with "

@@ -39,7 +39,7 @@ class Recipe(BaseModel):
 
     method: str = Field(description="id of a method, or module:Class")
     data: str = Field("digits", description="name of a source; `fedloom data` lists them")
-    clients: int | None = Field(None, ge=1, description="how many; none: natural groups, else 100")
+    clients: int | None = Field(None, ge=1, description="how many; none: natural groups, else 100 at most")
     partition: str | None = Field(None, description="who holds what: dirichlet:0.1; none: the data's own")
     val: float = Field(0.0, ge=0, lt=1, description="share of a client's samples to choose by")
     public: float = Field(0.0, ge=0, lt=1, description="share of all samples that everybody holds")
@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")
     seed: int = 0
     engine: str = "auto"
-    workers: int | None = Field(None, ge=1, description="processes of the engine pool; none: one a core")
+    workers: int | None = Field(None, ge=1, description="threads of the engine pool; none: one a core")
     device: str = "cpu"
     dtype: str = "float32"
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")

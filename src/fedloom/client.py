@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Query:
-    """Work without training: `kind` is "predict", "gradient" or "evaluate"."""
+    """Work without training: `kind` is "predict", "gradient" or "evaluate"; `key` seeds what it draws."""
 
     kind: str
     client: int
@@ -34,6 +34,7 @@ class Query:
     vector: Tensor | Callable[..., Any]
     data: Data
     fn: Callable[..., Any] | None = None
+    key: tuple[Any, ...] = ()
 
 
 @dataclass(eq=False)
@@ -156,7 +157,7 @@ class Client:
         self.memory = Memory(memory)
         self.book = Book()
         self.outbox: list[Sending] = []
-        self._trainings = 0
+        self._trainings = self._queries = 0
         self._data: Local | None = None
 
     @property
@@ -224,7 +225,11 @@ class Client:
         given = order if isinstance(order, Mapping) else {"": order}
         for name, d in streams.items():
             if len(d) == 0:
-                raise DataError(f"client {self.id} has no samples{f' in stream {name!r}' if name else ''} to train on")
+                where = f" in stream {name!r}" if name else ""
+                raise DataError(
+                    f"client {self.id} has no samples{where} to train on; with run(..., on_failure='exclude') such "
+                    f"clients sit out, counted"
+                )
         model = model or self.model
         if start.shape != (model.layout.size,):
             raise ConfigError(
@@ -272,22 +277,31 @@ class Client:
         model: Model | None = None,
     ) -> Any:
         """Outputs, one row per sample: `model(vector, x)`, or what `fn(model, w, batch)` returns (features, losses)."""
-        return await suspend(
-            Query("predict", self.id, model or self.model, vector, self.data if data is None else data, fn)
-        )
+        return await self._query("predict", vector, data, model, fn)
 
     async def gradient(self, vector: Tensor, data: Data | None = None, model: Model | None = None) -> Tensor:
         """Gradient `(d,)` of the mean loss over all of `data` (default: the training samples)."""
-        return await suspend(
-            Query("gradient", self.id, model or self.model, vector, self.data if data is None else data)
-        )
+        return await self._query("gradient", vector, data, model)
 
     async def evaluate(
         self, vector: Tensor | Callable[..., Any], data: Data | str = "test", model: Model | None = None
     ) -> dict[str, float]:
         """The task's metrics of a vector (or of a function of the inputs) on a split or on given data."""
         chosen = getattr(self.data, data) if isinstance(data, str) else data
-        return await suspend(Query("evaluate", self.id, model or self.model, vector, chosen))
+        return await self._query("evaluate", vector, chosen, model)
+
+    async def _query(
+        self,
+        kind: str,
+        vector: Tensor | Callable[..., Any],
+        data: Data | None,
+        model: Model | None,
+        fn: Callable[..., Any] | None = None,
+    ) -> Any:
+        self._queries += 1
+        key = (self._plan.seed, kind, self._queries, *self.key)
+        chosen = self.data if data is None else data
+        return await suspend(Query(kind, self.id, model or self.model, vector, chosen, fn, key))
 
     async def ask(
         self,
@@ -298,7 +312,7 @@ class Client:
     ) -> Any:
         """Ask in mid-job: `program(state, **message)` of the server's last state, or, with `of`, `program(client,
         **message)` at those peers over what they have committed. It reads and never changes."""
-        return await suspend(Ask(program, of, within, Message(message)))
+        return await suspend(Ask(program, of, within, Message(settled(message))))
 
     def send(
         self,
@@ -309,4 +323,5 @@ class Client:
     ) -> None:
         """Start a job at peers, or at oneself after `when` seconds, once this one has ended."""
         targets = [ids] if isinstance(ids, int) else list(ids)
-        self.outbox += [Sending(i, program, when, message) for i in targets]
+        payload = settled(message)
+        self.outbox += [Sending(i, program, when, payload) for i in targets]

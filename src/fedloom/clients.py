@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,7 @@ class Clients:
         self._ids: Sequence[int] = range(len(host.plan.federation)) if ids is None else ids
         self._groups: list[Clients] = []
         self._start = start
+        self._here: tuple[int, Sequence[int]] | None = None
 
     # ------------------------------------------------------------ who is there
     @property
@@ -96,15 +98,19 @@ class Clients:
 
     def available(self) -> Sequence[int]:
         """Those who are there this round."""
-        return self._host.plan.world.here(self._ids, self._host.version)
+        version = self._host.version
+        if self._here is None or self._here[0] != version:
+            self._here = (version, self._host.plan.world.here(self._ids, version))
+        return self._here[1]
 
     def idle(self) -> Sequence[int]:
         """Those who are there and have no job under way."""
         return Without(self.available(), {p.id for p in self._host.dispatch.outstanding()})
 
     def only(self, ids: Iterable[int]) -> Clients:
-        """The same view of some clients. Several of these in one round overlap in time."""
-        group = Clients(self._host, list(ids), self._time())
+        """The same view of some clients. Several of these in one round overlap in time, until `clients.now` is read
+        or `clients` itself asks somebody: that waits for all of them."""
+        group = Clients(self._host, list(map(index, ids)), self._time())
         self._groups.append(group)
         return group
 
@@ -138,8 +144,8 @@ class Clients:
         if isinstance(k, float):
             if not 0 < k < 1:
                 raise ConfigError(f"sample({k}): a float is a chance in (0, 1); for a number of clients give an int")
-            rng = self.rng("poisson")
-            return Cohort([i for i, u in zip(ids, torch.rand(n, generator=rng)) if u < k], k, k * n, "poisson")
+            drawn = (torch.rand(n, generator=self.rng("poisson")) < k).nonzero().flatten().numpy()
+            return Cohort([ids[j] for j in map(int, drawn)], k, k * n, "poisson")
         if k < 0:
             raise ConfigError(f"sample({k}): the number of clients is >= 0")
         if k >= n:
@@ -177,7 +183,13 @@ class Clients:
 
     def note(self, **numbers: float) -> None:
         """Numbers shown in progress and written to the round's log; never read back."""
-        self._host.notes.update(numbers)
+        for name, number in numbers.items():
+            try:
+                self._host.notes[name] = float(number)
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"note({name}={type(number).__name__}) cannot be: a note is one number, as in note(loss=0.3)"
+                ) from None
 
     # ------------------------------------------------------------ asking, all at once
     def map(
@@ -250,22 +262,26 @@ class Clients:
         Returns:
             job numbers.
         """
-        chosen = [ids] if isinstance(ids, int) else list(ids)
-        return self._host.send(chosen, program, each, when, down, self._host.now)
+        chosen = list(ids) if isinstance(ids, Iterable) else [ids]
+        return self._host.send(chosen, program, each, when, down, self._own_time())
 
     def receive(self, count: int | None = None, until: float | None = None, of: Iterable[int] | None = None) -> Replies:
         """The next replies: all of one instant; exactly `count`; or all by time `until` (at most `count`).
 
         Args:
-            of: only from these clients.
+            of: only from these clients; default all of this view.
         """
-        chosen = None if of is None else set(of)
+        chosen = None if of is None else set(map(index, of))
+        if chosen is None and not isinstance(self._ids, range):
+            chosen = set(self._ids)
+        self._own_time()
         replies = self._host.receive(count, math.inf if until is None else until, chosen)
+        self._passed(self._host.now)
         return Replies(tuple(replies))
 
     def cut(self, ids: Iterable[int], at: float | None = None) -> None:
         """Training that runs at these clients at that time (default now) stops; programs go on with what they have."""
-        self._host.dispatch.cut(ids, self._host.now if at is None else at)
+        self._host.dispatch.cut(map(index, ids), self._own_time() if at is None else at)
 
     def cancel(self, job: int) -> None:
         """Forget a job that has not arrived; nothing of it remains."""
@@ -310,11 +326,16 @@ class Clients:
         return self._host.now if self._start is None else self._start
 
     def _own_time(self) -> float:
-        """Now, after every group that ran side by side has ended."""
+        """Now, after every group that ran side by side has ended; they go on from here."""
         now = max([self._time(), *(g._own_time() for g in self._groups)])
-        self._groups.clear()
+        for group in self._groups:
+            group._passed(now)
         self._passed(now)
         return now
+
+    def fresh_round(self) -> None:
+        """Groups live for one round."""
+        self._groups.clear()
 
     def _passed(self, end: float) -> None:
         if self._start is None:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Hashable
 
+import numpy as np
 import torch
 
 
@@ -28,3 +29,13 @@ def uniform(*key: Hashable) -> float:
 def choose(n: int, k: int, *key: Hashable) -> list[int]:
     """`k` of `range(n)` without replacement, in O(k) whatever `n` is."""
     return random.Random(seed_of(*key)).sample(range(n), k)
+
+
+def scattered(ids: np.ndarray, *key: Hashable) -> np.ndarray:
+    """One number in [0, 1) for each id `(n,)` under this key, all at once: SplitMix64 (Steele, Lea, Flood 2014)."""
+    with np.errstate(over="ignore"):
+        z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed_of(*key))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53

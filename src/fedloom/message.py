@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import MessageError
-from .trees import is_dict, is_mapping, is_row, like
+from .trees import is_dict, is_mapping, is_named, is_row, like
 
 Value: TypeAlias = Any  # Tensor | number | str | None | At | Packed | Once | list | dict of these
 
@@ -148,10 +148,12 @@ class Once:
     def key(self) -> str:
         """The hash of its content: equal values are one value."""
         digest = hashlib.sha256()
-        for tensor in leaves(self.value):
-            digest.update(repr(tensor.shape).encode() if isinstance(tensor, Tensor) else repr(tensor).encode())
-            if isinstance(tensor, Tensor):
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for leaf in leaves(self.value):
+            if isinstance(leaf, Tensor):
+                digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+                digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(repr(leaf).encode())
         return digest.hexdigest()[:24]
 
 
@@ -269,12 +271,21 @@ def dumps(value: Value) -> bytes:
     """Any tree of tensors, numbers, text, lists, tuples, sets, dicts and registered records as safetensors bytes."""
     tensors: dict[str, Tensor] = {}
     seen: dict[int, str] = {}
+    places: set[int] = set()
+
+    def alone(v: Tensor) -> Tensor:
+        """Contiguous on the CPU, with memory no other has; a view is copied, a whole tensor only if it must be."""
+        t = v.detach().cpu().contiguous()
+        if t.data_ptr() in places or t.untyped_storage().nbytes() != t.numel() * t.element_size():
+            t = t.clone()
+        places.add(t.data_ptr())
+        return t
 
     def write(v: Value) -> Any:
         if isinstance(v, Tensor):
             if id(v) not in seen:
                 seen[id(v)] = name = f"t{len(tensors)}"
-                tensors[name] = v.detach().to("cpu", copy=True).contiguous()
+                tensors[name] = alone(v)
             return {"$": "tensor", "name": seen[id(v)]}
         if v is None or isinstance(v, bool | int | str):
             return v
@@ -282,13 +293,18 @@ def dumps(value: Value) -> bytes:
             return v if math.isfinite(v) else {"$": "float", "is": repr(v)}
         if isinstance(v, torch.Size):
             return {"$": "tuple", "of": list(v)}
+        if is_named(v):
+            raise MessageError(
+                f"cannot be saved or sent: {type(v).__qualname__} is a named tuple and would come back as a plain one. "
+                f"Use a frozen dataclass that subclasses fedloom.State"
+            )
         if is_row(v):
             return {"$": "tuple" if isinstance(v, tuple) else "list", "of": [write(x) for x in v]}
         if _is_set(v):
             return {"$": type(v).__name__, "of": [write(x) for x in sorted(v, key=repr)]}
         if isinstance(v, Message):
             return {"$": "message", "of": [[k, write(x)] for k, x in v.items()]}
-        if is_mapping(v):
+        if is_dict(v):
             return {"$": "dict", "of": [[write(k), write(x)] for k, x in v.items()]}
         name = f"{type(v).__module__}:{type(v).__qualname__}"
         if name in _RECORDS:

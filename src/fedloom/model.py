@@ -160,7 +160,8 @@ class Model:
         if self._shared.units is None:
             if self.example is None:
                 raise ConfigError("sub-models need an example input: Model(..., example=(x[:1],))")
-            self._shared.units = find_units(self.module, self.example)
+            with self._shared.lock:  # the probe runs the module itself
+                self._shared.units = self._shared.units or find_units(self.module, self.example)
         return self._shared.units
 
     def part(self, choose: Callable[[str, int], Tensor]) -> Part:
@@ -180,12 +181,11 @@ class Model:
             )
         keep = {g: torch.as_tensor(choose(g, n)) for g, n in self.units.sizes.items()}
         index, shapes = self.units.index(self.layout.shapes, keep)
-        key = tuple(shapes.items())
-        if key not in self._shared.parts:
-            self._shared.parts[key] = Model(
-                narrow(self.module, shapes), self.task, buffers=self.buffers, name=f"{self.name}[part]"
-            )
-        return Part(index, self._shared.parts[key])
+        key, parts = tuple(shapes.items()), self._shared.parts
+        if key not in parts:
+            made = Model(narrow(self.module, shapes), self.task, buffers=self.buffers, name=f"{self.name}[part]")
+            parts.setdefault(key, made)  # of two threads' the first: work on one model is stacked
+        return Part(index, parts[key])
 
     # ------------------------------------------------------------ identity
     def key(self) -> tuple[object, ...]:
@@ -221,7 +221,7 @@ class _Shared:
     def __init__(self, module: nn.Module, rule: str) -> None:
         self.module, self.rule = module, rule
         self.statistics = set(_statistics(module))
-        self.local = threading.local()
+        self.local, self.lock = threading.local(), threading.Lock()
         self.units: Units | None = None
         self.parts: dict[object, Model] = {}
 
@@ -240,7 +240,7 @@ class _Shared:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.local, self.units, self.parts = threading.local(), None, {}
+        self.local, self.lock, self.units, self.parts = threading.local(), threading.Lock(), None, {}
 
 
 def twin(module: nn.Module, rule: str) -> nn.Module:

@@ -6,13 +6,14 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .engines.fold import divided, weighted
-from .errors import DataError
+from .engines.fold import brief, divided, structure, weighted
+from .errors import DataError, MessageError
 from .message import Message, record
 
 
@@ -74,7 +75,7 @@ class Replies(Sequence[Reply]):
             raise AttributeError(name)
         if not self.items:
             raise DataError(f"no replies, so no {name!r}: an empty cohort is legal, ask `if replies` first")
-        values = [r.message[name] for r in self.items]
+        values = [getattr(r.message, name) for r in self.items]
         if isinstance(values[0], Tensor):
             same = all(v.shape == values[0].shape for v in values)
             return torch.stack(values) if same else values
@@ -101,6 +102,7 @@ class Replies(Sequence[Reply]):
         ordered = sorted(self.items, key=lambda r: r.job)
         w = [1.0 if weight is None else float(weight(r)) for r in ordered]
         names = ordered[0].message
+        _alike(ordered)
         return Message(
             {k: weighted([r.message[k] for r in ordered], w) for k in names},
             count=len(ordered),
@@ -137,11 +139,18 @@ class Cohort(list[int]):
 
 
 class Without(Sequence[int]):
-    """`ids` without a few of them, in O(few): what a million clients less those at work looks like."""
+    """`ids` without some of them, at 8 bytes for each that is gone: a million clients less those at work, or absent."""
 
     def __init__(self, ids: Sequence[int], gone: Iterable[int]) -> None:
         self._ids = ids
-        self._gone = sorted({ids.index(i) for i in gone if i in ids})
+        self._gone: Sequence[int] = sorted({ids.index(i) for i in gone if i in ids})
+
+    @classmethod
+    def positions(cls, ids: Sequence[int], gone: np.ndarray) -> Without:
+        """Without those at these positions `(m,)`, ascending."""
+        made = cls(ids, ())
+        made._gone = cast("Sequence[int]", gone)  # as far as bisection goes
+        return made
 
     def __len__(self) -> int:
         return len(self._ids) - len(self._gone)
@@ -165,12 +174,31 @@ class Without(Sequence[int]):
                 high = mid
         return self._ids[k + low]
 
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        if value not in self:
+            raise ValueError(f"{value} is not among these clients")
+        at = self._ids.index(value)
+        k = at - bisect.bisect_left(self._gone, at)
+        if not start <= k < (len(self) if stop is None else stop):
+            raise ValueError(f"{value} is not among these clients")
+        return k
+
     def __contains__(self, id: object) -> bool:
         if not isinstance(id, int) or id not in self._ids:
             return False
         at = self._ids.index(id)
         k = bisect.bisect_left(self._gone, at)
         return not (k < len(self._gone) and self._gone[k] == at)
+
+
+def _alike(replies: Sequence[Reply]) -> None:
+    """Tensors of unlike shapes must not be added: some would be spread over others without a word."""
+    kinds: dict[object, list[int]] = {}
+    for r in replies:
+        kinds.setdefault(structure(r.message), []).append(r.id)
+    if len(kinds) > 1:
+        listed = "; ".join(f"{brief(kind)} from clients {ids[:5]}" for kind, ids in kinds.items())
+        raise MessageError(f"the replies are not alike and cannot be added: {listed}. Choose with replies.where(...)")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ def is_row(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(value, list | tuple)
 
 
+def is_named(value: object) -> bool:
+    """A named tuple."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
 def like(value: list[Any] | tuple[Any, ...], items: Iterable[Any]) -> Any:
     """A list or tuple of the same type with other items."""
     make: Any = getattr(value, "_make", None) or type(value)  # a named tuple takes its items one by one

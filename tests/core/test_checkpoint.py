@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,67 @@ def test_a_folder_that_was_never_a_run(tmp_path):
         make(tmp_path).run(resume=True)
     with pytest.raises(CheckpointError, match=r"no config\.toml"):
         fl.resume(tmp_path)
+
+
+@dataclass(frozen=True)
+class Ends(fl.FedAvg):
+    """FedAvg whose last word asks everybody once more, and remembers that it did."""
+
+    card = replace(fl.FedAvg.card, id="ends", needs=frozenset({"memory"}))
+
+    async def last(self, client, params):
+        client.memory["asked"] = client.memory.get("asked", 0) + 1
+        noise = torch.randn(params.shape, generator=client.rng("noise"), dtype=params.dtype)
+        return fl.Message(delta=noise)
+
+    def finish(self, state, clients):
+        drawn = torch.rand(1, generator=clients.rng("finish"), dtype=state.params.dtype)
+        got = clients.mean(self.last, weight=1, params=state.params)
+        return replace(state, params=state.params + got.delta + drawn)
+
+
+def ending(folder, **options):
+    return Trial(Ends).experiment(out=folder, checkpoint_seconds=0.0, evaluate_every=1, **options)
+
+
+def test_more_rounds_after_a_last_word(tmp_path):
+    short = ending(tmp_path, rounds=2).run()
+    assert {m["asked"] for m in short.memories.values()} == {1}
+    assert difference(outcome(ending(tmp_path, rounds=2).run(resume=True)), outcome(short)) == ""
+    longer, whole = ending(tmp_path, rounds=4).run(resume=True), ending(None, rounds=4).run()
+    assert difference(outcome(longer), outcome(whole)) == ""
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_another_model_is_refused(tmp_path):
+    make(tmp_path).run()
+    other = replace(make(tmp_path), task=fl.Classification(model="mlp:9,dim=6"))
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        other.run(resume=True)
+
+
+def test_writing_large_memories_takes_a_tenth_of_the_time(tmp_path, monkeypatch):
+    saved, plain = [], checkpoint.save
+
+    def slow(folder, round, content):
+        time.sleep(0.2)
+        saved.append(round)
+        return plain(folder, round, content)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    Trial(fl.FedAvg).experiment(out=tmp_path, checkpoint_seconds=1e-6, rounds=6).run()
+    assert saved[:2] == [0, 1]
+    assert saved[-1] == 6
+    assert len(saved) < 6
+
+
+def test_a_checkpoint_is_not_in_memory_four_times(tmp_path):
+    import tracemalloc
+
+    memories = {i: {"v": torch.zeros(250_000)} for i in range(16)}  # 16 MB
+    tracemalloc.start()  # counts what Python holds: the bytes, not PyTorch's tensors
+    checkpoint.save(tmp_path, 1, memories)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.2 * (16 << 20)

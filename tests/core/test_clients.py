@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,3 +246,144 @@ def test_void_below_least():
             return state
 
     assert Trial(Least).run(rounds=1).host.ledger.up > 0
+
+
+# ---------------------------------------------------------------- numbers of any kind
+
+
+@dataclass(frozen=True)
+class Picks(fl.FedAvg):
+    """Asks clients by numbers of NumPy or PyTorch."""
+
+    card = replace(fl.FedAvg.card, id="picks")
+    kind: str = "int"
+
+    def round(self, state, clients):
+        made = {"int": list, "numpy": np.array, "torch": torch.tensor}[self.kind]
+        got = clients.mean(self.local, made([4, 0, 2]), params=state.params)
+        own = clients.only(made([0, 5])).map(self.local, params=state.params)
+        return replace(state, params=state.params + got.delta + own.delta.mean(0))
+
+
+def test_ids_of_numpy_and_torch_are_numbers():
+    run = {
+        k: Trial(Picks).run(method=replace(Trial(Picks).method, kind=k), rounds=2) for k in ("int", "numpy", "torch")
+    }
+    assert torch.equal(run["int"].params, run["numpy"].params)
+    assert torch.equal(run["int"].params, run["torch"].params)
+
+
+# ---------------------------------------------------------------- groups, again
+
+
+def script(kind, **options):
+    """Runs a class whose `round` is the test."""
+    return Trial(kind).run(rounds=1, **options)
+
+
+def test_groups_go_on_together_after_the_clock_was_read():
+    @dataclass(frozen=True)
+    class Twice(fl.FedAvg):
+        """Two groups ask, everybody waits, both ask again."""
+
+        card = replace(fl.FedAvg.card, id="twice")
+
+        def round(self, state, clients):
+            a, b = clients.only([0]), clients.only([1])
+            for _ in range(2):
+                a.mean(self.local, params=state.params)
+                b.mean(self.local, params=state.params)
+                clients.now  # noqa: B018
+            clients.note(a=a.now, b=b.now)
+            return state
+
+    run = script(Twice, world=fl.World(step_seconds=1.0))
+    steps = Trial(fl.FedAvg).method.solver.work(run.plan.federation.size(0))
+    assert run.host.now == 2 * steps
+    assert run.rows[0]["notes"] == {"a": 2 * steps, "b": 2 * steps}
+
+
+def test_a_group_receives_its_own():
+    @dataclass(frozen=True)
+    class Own(fl.FedAvg):
+        """One group's replies are not taken by the other."""
+
+        card = replace(fl.FedAvg.card, id="own", needs=frozenset({"clock", "replies"}))
+
+        def round(self, state, clients):
+            a, b = clients.only([0, 1]), clients.only([2])
+            a.send([0, 1], self.local, params=state.params)
+            b.send([2], self.local, params=state.params)
+            assert b.receive(count=1).ids == [2]
+            assert b.now > 0
+            assert sorted(a.receive(count=2).ids) == [0, 1]
+            return state
+
+    script(Own, world=fl.World(step_seconds=1.0))
+
+
+def test_notes_are_numbers():
+    clients = clients_of()
+    clients.note(a=torch.tensor(0.5), b=2)
+    assert clients._host.notes == {"a": 0.5, "b": 2.0}
+    with pytest.raises(fl.FedloomError, match=r"note\(text=str\) cannot be"):
+        clients.note(text="much")
+
+
+def test_replies_that_would_be_spread_are_refused():
+    got = Replies((reply(0, 1, 1, v=torch.ones(3)), reply(1, 1, 2, v=torch.ones(1))))
+    with pytest.raises(fl.FedloomError, match=r"not alike.*clients \[1\]"):
+        got.sum()
+
+
+# ---------------------------------------------------------------- many clients
+
+
+def test_nothing_a_round_grows_with_the_population():
+    """Memory, not time: what a round of a hundred among two million leaves and takes is a hundred clients' worth."""
+    import tracemalloc
+
+    def make(i):
+        return fl.Data(x=torch.full((3, 2), float(i % 7)), y=torch.tensor([0, 1, 0]))
+
+    n = 2_000_000
+    federation = fl.Federation.generated(n, 3, make, classes=2, test=(torch.ones(4, 2), torch.zeros(4).long()))
+    assert federation.nbytes < 1024
+    experiment = fl.Experiment(
+        fl.FedAvg(cohort=100), fl.Classification(model="softmax"), federation, rounds=3, engine="sequential"
+    )
+    run = Run(experiment)
+    run.host.start()
+    run.host.round()
+    tracemalloc.start()
+    run.host.round()
+    run.host.clients.sample(50, run.host.clients.idle())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20  # a list of everybody would take 16 MB
+    assert len(run.host.clients.panel) == 100
+    assert len(run.host.memories) == len(run.host.holds) == 0
+
+
+def test_who_is_absent_costs_eight_bytes():
+    world = fl.World(present=0.75, seed=1)
+    here = world.here(range(1_000_000), 4)
+    assert abs(len(here) - 750_000) < 2500
+    some = [here[k] for k in range(0, len(here), 5000)]
+    assert some == sorted(set(some))
+    assert all(i in here and here[here.index(i)] == i for i in some)
+    gone = next(i for i in range(100) if i not in here)
+    with pytest.raises(ValueError, match="not among"):
+        here.index(gone)
+    assert list(world.here([5, gone, 3], 4)) == [i for i in (5, gone, 3) if i in here]
+    fewer = Without(here, some)
+    assert len(fewer) == len(here) - len(some)
+    assert fewer[0] == next(i for i in here if i not in some)
+    assert list(world.here(range(50), 4)) != list(world.here(range(50), 5))
+
+
+def test_a_field_that_is_not_there_is_no_attribute():
+    got = Replies((reply(0, 1, 1, v=1),))
+    assert not hasattr(got, "w")
+    with pytest.raises(AttributeError, match="no field 'w' in this message; it has v"):
+        _ = got.w

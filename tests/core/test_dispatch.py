@@ -417,3 +417,162 @@ def test_a_lost_reply_in_time():
     assert run.state.seen == (0,)
     assert set(run.memories) == {0}
     assert run.rows[0]["excluded"] == 2
+
+
+# ---------------------------------------------------------------- what stands, what is refused
+
+
+def test_a_cut_may_come_sooner_than_the_last_one_said():
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        clients.cut([3], at=5.0)
+        clients.cut([3], at=2.0)
+        clients.cut([3], at=4.0)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.steps, r.time))
+
+    assert play(script).state.seen == (2, 2.0)
+
+
+def test_cancelling_a_reply_on_its_way_undoes_no_book_and_no_bytes():
+    async def spends(client, honest, **payload):
+        client.book.add("epsilon", 0.5)
+        return await honest(client, **payload)
+
+    def script(self, state, clients):
+        (job,) = clients.send([1], self.bare, params=state.params)
+        clients.receive(until=4.0)  # trained by 3.0, and the upload takes another ten seconds
+        clients.cancel(job)
+        return replace(state, seen=tuple(clients.receive(until=60.0).ids))
+
+    size = 8 * 602
+    run = play(script, world=fl.World(step_seconds=1.0, up=size / 10), behave={1: spends})
+    assert run.state.seen == ()
+    assert run.host.books == {1: {"epsilon": 0.5}}
+    assert run.host.ledger.up == size
+    assert run.memories == {}
+
+
+def test_a_named_weight_is_judged_before_anything_counts():
+    """With jobs under way a mean goes through the clock, and refuses what it would refuse without."""
+
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        got = clients.mean(self.odd, [0, 1, 2], weight="share", params=state.params)
+        return replace(state, seen=(got.count, got.weight))
+
+    async def odd(self, client, params):
+        client.memory["seen"] = True
+        return fl.Message(delta=params, share=-1.0 if client.id == 1 else 2.0)
+
+    Script.odd = odd  # type: ignore[attr-defined]
+    run = play(script)
+    assert run.state.seen == (2, 4.0)
+    assert set(run.memories) == {0, 2}
+    assert run.rows[0]["excluded"] == 1
+
+
+@pytest.mark.parametrize("ask", ["map", "mean"])
+def test_a_client_asked_twice_does_one_after_the_other(ask):
+    """A cohort drawn with replacement: the second job starts from what the first left."""
+
+    def script(self, state, clients):
+        ids = [2, 2, 0]
+        if ask == "map":
+            got = clients.map(self.work, ids, params=state.params)
+            return replace(state, seen=(got.ids, got.jobs.tolist(), clients.now))
+        got = clients.mean(self.work, ids, weight=1, params=state.params)
+        return replace(state, seen=(got.count, got.jobs, clients.now))
+
+    run = play(script)
+    assert run.state.seen == (([2, 2, 0], [1, 2, 1], 5.0) if ask == "map" else (3, 4 / 3, 5.0))
+    assert run.memories[2] == {"jobs": 2}
+
+
+def test_a_download_takes_as_long_as_its_bytes_whoever_asks():
+    """`once` values are sent once; both roads, `map` and `send`, take the time of what was really sent."""
+    size = 8 * 602
+
+    def script(self, state, clients):
+        for k in range(2):
+            if self.cohort:
+                clients.map(self.bare, [1], params=fl.once(state.params))
+            else:
+                clients.send(1, self.bare, params=fl.once(state.params))
+                clients.receive()
+            clients.note(**{f"t{k}": clients.now})
+        return state
+
+    times = []
+    for cohort in (0, 1):
+        kind = dataclass(frozen=True)(
+            type("Once", (Script,), {"script": script, "__module__": __name__, "cohort": cohort})
+        )
+        world = fl.World(step_seconds=1.0, down=size / 2.0)
+        run = Trial(kind).run(method=kind(), sizes=SIZES, world=world, rounds=1)
+        assert run.host.ledger.down == size
+        times.append(run.rows[0]["notes"])
+    assert times == [{"t0": 5.0, "t1": 8.0}] * 2
+
+
+def test_bytes_of_questions_are_those_asked_and_answered():
+    async def asks(self, client, params):
+        await client.ask(Everything.newest)
+        await client.ask(self.tells, of=[4, 5])
+        return fl.Message(x=1.0)
+
+    async def tells(self, client):
+        return fl.Message(jobs=0.0)
+
+    def script(self, state, clients):
+        if self.timed:
+            clients.send([0, 1], self.asks, params=state.params)
+            clients.receive(count=2)
+        else:
+            clients.map(self.asks, [0, 1], params=state.params)
+        return state
+
+    for timed in (False, True):
+        for engine in ("sequential", "pool", "debug"):
+            members = {"script": script, "asks": asks, "tells": tells, "timed": timed, "__module__": __name__}
+            kind = dataclass(frozen=True)(type("Asking", (Script,), members))
+            run = Trial(kind).run(method=kind(), sizes=SIZES, world=STEP, rounds=1, engine=engine, workers=2)
+            ledger, size = run.host.ledger, 8 * 602
+            assert (ledger.up, ledger.down, ledger.peers) == (2 * 8, 2 * size + 2 * size, 2 * 2 * 8)
+
+
+def test_revived_while_an_answer_is_due_at_this_very_instant(tmp_path):
+    """Without latency an answer is due when it is asked for; the program has not had it when the round ends."""
+
+    @dataclass(frozen=True)
+    class Instant(Script):
+        card = replace(Script.card, id="instant")
+
+        async def asks(self, client, params):
+            out = await client.train(params, solver=self.solver, steps=1)
+            await client.ask(Everything.newest)
+            return fl.Message(delta=out.vector - params, steps=1, jobs=0)
+
+        def round(self, state, clients):
+            if not state.seen:
+                clients.send([1, 0], self.work, params=state.params, steps=1)  # arrive at 1.0
+                clients.send([2, 4], self.asks, params=state.params)  # ask at 1.0
+            got = clients.receive(count=1)
+            return replace(state, seen=(*state.seen, *((r.id, r.time) for r in got)))
+
+    def make(**options):
+        return Trial(Instant).experiment(
+            method=Instant(), sizes=SIZES, world=STEP, rounds=4, checkpoint_seconds=0.0, **options
+        )
+
+    whole = outcome(make().run())
+    for killed in (1, 2, 3):
+
+        def kill(event, killed=killed):
+            if event["event"] == "round" and event["round"] == killed:
+                raise Killed
+
+        with pytest.raises(Killed):
+            make(out=tmp_path / str(killed), observers=(kill,)).run()
+        # what the last row's checkpoint holds is the round before; more rounds make every instant one of them
+        assert difference(outcome(make(out=tmp_path / str(killed)).run(resume=True)), whole) == ""

@@ -237,3 +237,25 @@ def test_no_file_is_touched_by_reading(tmp_path):
     os.chdir(tmp_path)
     loads(dumps({"x": torch.ones(2)}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_once_is_known_by_type_and_of_any_shape():
+    values = [torch.zeros(2), torch.zeros(2, dtype=torch.int32), torch.zeros(2, 1), torch.tensor(0.0), torch.zeros(0)]
+    assert len({fl.once(v).key() for v in values}) == len(values)
+
+
+def test_what_would_come_back_as_something_else_is_refused():
+    from collections import namedtuple
+
+    point = namedtuple("point", "x y")(1, 2)
+    with pytest.raises(MessageError, match="is a named tuple"):
+        dumps({"a": point})
+    with pytest.raises(MessageError, match="cannot be saved or sent: Data"):
+        dumps(fl.Data(x=torch.ones(2)))
+
+
+def test_views_are_written_alone():
+    whole = torch.arange(1000.0)
+    assert len(dumps({"v": whole[3:5]})) < 400
+    back = loads(dumps([whole, whole[:10], whole.view(10, 100), whole.expand(2, 1000)]))
+    assert all(torch.equal(a, b) for a, b in zip(back, [whole, whole[:10], whole.view(10, 100), whole.expand(2, 1000)]))

@@ -148,15 +148,16 @@ class Made:
         return np.fromiter((self.total(i) for i in asked), np.int64, len(asked))
 
     def rows(self, id: int) -> tuple[Data, int, int]:
-        if id not in self.kept:
+        made = self.kept.get(id)  # several threads ask: none may take away what another is about to return
+        if made is None:
             data, due = as_data(self.make(id), f"client {id}"), self.total(id)
             if len(data) != due:
                 raise DataError(f"client {id}: make({id}) gave {len(data)} samples, and size says {due}")
             check(data, f"client {id}", self.classes, empty=due == 0)
-            while len(self.kept) >= max(self.keep, 1):
-                del self.kept[next(iter(self.kept))]
-            self.kept[id] = data.to(self.device)
-        return self.kept[id], 0, len(self.kept[id])
+            for old in list(self.kept)[: max(0, len(self.kept) + 1 - max(self.keep, 1))]:
+                self.kept.pop(old, None)
+            made = self.kept[id] = data.to(self.device)
+        return made, 0, len(made)
 
     def to(self, device: torch.device | str) -> Made:
         return Made(self.n, self.size, self.make, self.recipe, self.classes, self.keep, device)

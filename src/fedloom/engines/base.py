@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from fedloom.channel.ledger import Ledger
 from fedloom.channel.stage import Channel
 from fedloom.errors import ConfigError
 from fedloom.message import Message
@@ -98,7 +99,8 @@ class Job:
     """One client's turn, as data: programs are names, payloads tensors and numbers.
 
     With `judge`, the program's answer (a vector or a function) is evaluated on that split and the metric sums are the
-    reply; nothing is charged and no memory changes. `samples` is the size of the client's training data.
+    reply; nothing is charged and no memory changes. `samples` is the size of the client's training data, `nbytes`
+    what it took to send the job.
     """
 
     number: int
@@ -111,11 +113,15 @@ class Job:
     began: float = 0.0
     judge: str = ""
     samples: int = 0
+    nbytes: int = 0
 
 
 @dataclass
 class Outcome:
-    """What a job came to. `message` is None where the program returned nothing or the reply went into a sum."""
+    """What a job came to. `message` is None where the program returned nothing or the reply went into a sum.
+
+    `nbytes` are those of the reply, `asked` those of questions in mid-job.
+    """
 
     job: Job
     message: Message | None = None
@@ -124,6 +130,7 @@ class Outcome:
     nbytes: int = 0
     steps: list[int] = field(default_factory=list[int])
     outbox: list[Sending] = field(default_factory=list["Sending"])
+    asked: Ledger = field(default_factory=Ledger)
     excluded: str | None = None
     took: float = 0.0
 

@@ -17,7 +17,7 @@ from fedloom.training import Trained, Trainer, Training
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total
 from .local import Local
-from .turn import Turn
+from .turn import Turn, answered
 
 
 class Debug:
@@ -64,7 +64,7 @@ class Debug:
                 if isinstance(request, Training):
                     turn.advance(self.compute([request])[0])
                 elif isinstance(request, Query):
-                    turn.advance(turn.answer(request))
+                    turn.advance(answered(self.plan, request))
                 elif self.answer is not None:
                     turn.advance(self.answer(request, job.id))
         except FedloomError:

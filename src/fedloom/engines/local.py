@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from fedloom.client import Ask, Query, settled
-from fedloom.errors import MessageError
+from fedloom.errors import FedloomWarning, MessageError
 from fedloom.message import Message, check_finite
 from fedloom.training import Trainer
 from fedloom.training.request import Trained, Training
+from fedloom.training.trainer import describe
 
 from .allocator import keep_freed_memory
 from .base import Answer, Job, Outcome, Plan
@@ -100,15 +102,32 @@ class Local:
         training = [(t, t.request) for t in turns if isinstance(t.request, Training)]
         for turn in turns:
             if isinstance(turn.request, Query):
-                turn.advance(turn.answer(turn.request))
+                turn.answer(turn.request)
             elif isinstance(turn.request, Ask):
                 if self.answer is None:
                     raise MessageError("this engine cannot answer questions in mid-job")
-                turn.advance(self.answer(turn.request, turn.job.id))
+                turn.hear(turn.request, self.answer(turn.request, turn.job.id))
         for group in _groups([request for _, request in training]):
-            results = self.trainer.train([training[i][1] for i in group])
-            for i, result in zip(group, results):
-                training[i][0].advance(result)
+            self._train([training[i] for i in group])
+
+    def _train(self, members: Sequence[tuple[Turn, Training]]) -> None:
+        """Like requests together. Where that fails each is tried alone: its own program hears of what went wrong."""
+        try:
+            results = self.trainer.train([request for _, request in members])
+        except Warning:
+            raise
+        except Exception as e:
+            if len(members) == 1:
+                members[0][0].fail(e)
+                return
+            for member in members:
+                self._train([member])
+            if all(turn.outcome.excluded is None for turn, _ in members):
+                what = f"{describe(members[0][1])} failed as one computation, and went well one client at a time: {e}"
+                warnings.warn(what, FedloomWarning, stacklevel=2)
+            return
+        for (turn, _), result in zip(members, results):
+            turn.advance(result)
 
     def _gather(self, turns: Sequence[Turn], fold: Fold | None) -> tuple[list[Outcome], list[Total]]:
         if fold is None:
@@ -142,12 +161,12 @@ class Local:
     def _chunk_size(self, jobs: Sequence[Job]) -> int:
         """How many clients are computed together: known from the first job's first request."""
         first = jobs[0]
-        key = (first.program, len(jobs))
+        key = (first.program, first.judge, len(jobs))
         if key not in self._chunks:
             turn = Turn(self.plan, first)
             turn.advance()
             while isinstance(turn.request, Query):
-                turn.advance(turn.answer(turn.request))
+                turn.answer(turn.request)
             k = self.trainer.chunk(turn.request, len(jobs)) if isinstance(turn.request, Training) else len(jobs)
             turn.coroutine.close()
             self._chunks[key] = max(1, k)

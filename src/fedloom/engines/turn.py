@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +13,9 @@ from fedloom.channel.stage import Sender
 from fedloom.client import Ask, Client, Query, settled, suspend
 from fedloom.errors import ClientFailure, Declined, FedloomError
 from fedloom.message import Message, nbytes, opened
+from fedloom.training.chance import repeatable
 from fedloom.training.inference import evaluate, gradient, predict
-from fedloom.training.request import Training
+from fedloom.training.request import Training, code_key
 
 from .base import Job, Outcome, Plan
 
@@ -42,50 +45,56 @@ class Turn:
             else:
                 self.coroutine = honest(self.client, **payload)
         except TypeError as e:
-            raise self._failure(e, "could not be called with its payload") from e
+            raise self._failure(e, f"could not be called with its payload: {e}") from e
         if not inspect.iscoroutine(self.coroutine):
             raise self._failure(None, "is not a coroutine: write it as `async def`")
 
     def advance(self, value: Any = None) -> None:
         """Continue with the answer to the last request, up to the next one or the end."""
+        self._go_on(self.coroutine.send, value)
+
+    def fail(self, error: Exception) -> None:
+        """The awaited work itself failed: the program hears of it where it waits."""
+        self._go_on(self.coroutine.throw, error)
+
+    def answer(self, query: Query) -> None:
+        """Work without training, done on the spot."""
         try:
-            self.request = self.coroutine.send(value)
-        except StopIteration as end:
-            self.request = None
-            self._end(end.value)
+            result = answered(self.plan, query)
+        except Exception as e:
+            self.fail(e)
+        else:
+            self.advance(result)
+
+    def hear(self, question: Ask, answer: Any) -> None:
+        """Continue with the answer to a question in mid-job. Its bytes have been sent, whatever becomes of the job."""
+        asked, size = self.outcome.asked, nbytes(question.message)
+        if question.of is None:
+            asked.up, asked.down = asked.up + size, asked.down + nbytes(answer)
+        else:
+            asked.peers += size * len(question.of) + sum(nbytes(reply.message) for reply in answer)
+        self.advance(answer)
+
+    def _go_on(self, step: Callable[[Any], Any], value: Any) -> None:
+        self.request = None
+        try:
+            try:
+                self.request = step(value)
+            except StopIteration as end:
+                self._end(end.value)
         except Declined as e:
-            self.request, self.outcome.excluded = None, f"declined: {e}"
+            self.outcome.excluded = f"declined: {e}"
         except FedloomError as e:
-            self.request = None
             if self.plan.on_failure == "raise":
                 raise
             self.outcome.excluded = str(e)
         except Exception as e:
-            self.request = None
             failure = self._failure(e, f"raised {type(e).__name__}: {e}")
             if self.plan.on_failure == "raise":
                 raise failure from e
             self.outcome.excluded = str(failure)
         if isinstance(self.request, Training):
             self.outcome.steps.append(self.request.steps)
-
-    def answer(self, query: Query) -> Any:
-        """Work without training, done on the spot."""
-        return answered(self.plan, query)
-
-    def fail(self, error: Exception) -> None:
-        """The awaited work itself failed: the program hears of it where it waits."""
-        try:
-            self.coroutine.throw(error)
-        except StopIteration as end:
-            self.request = None
-            self._end(end.value)
-        except Exception as e:
-            self.request = None
-            failure = self._failure(e, f"raised {type(e).__name__}: {e}")
-            if self.plan.on_failure == "raise":
-                raise failure from e
-            self.outcome.excluded = str(failure)
 
     def _end(self, result: Any) -> None:
         if result is not None and not isinstance(result, Message):
@@ -130,10 +139,12 @@ class Turn:
 def answered(plan: Plan, query: Query) -> Any:
     """Predictions, a gradient, or figures."""
     if query.kind == "predict":
-        return predict(query.model, query.vector, query.data, query.fn)
+        kind = ("predict", query.model.key(), code_key(query.fn))
+        work = partial(predict, query.model, query.vector, query.data, query.fn)
+        return repeatable(work, query.key, kind, plan.device)
     if query.kind == "gradient":
         assert isinstance(query.vector, Tensor)
-        return gradient(query.model, query.vector, query.data)
+        return gradient(query.model, query.vector, query.data, key=query.key)
     totals = evaluate(query.model, query.vector, query.data)
     if query.kind == "sums":
         return totals

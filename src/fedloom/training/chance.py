@@ -36,7 +36,8 @@ def repeatable(work: Callable[[], T], key: tuple[Any, ...], kind: Hashable, devi
         done = work()
         if _same(before, _states(device)):
             return done
-        _restore(device, before)  # it, or another thread, drew: done again with numbers of its own
+        with _ALONE:  # not while another job draws
+            _restore(device, before)  # it, or another thread, drew: done again with numbers of its own
         _DRAWS[kind] = True
     if len(_DRAWS) >= 4096:
         _DRAWS.clear()

@@ -123,7 +123,8 @@ class Classification(Task):
     def check(self, data: Data) -> None:
         super().check(data)
         if data.y.dtype != torch.int64:
-            raise DataError(f"Classification needs int64 labels in `y`; given {str(data.y.dtype)[6:]}: use y.long()")
+            advice = "y.argmax(1), if its rows are one-hot" if data.y.dim() > 1 else "y.long(), or Regression"
+            raise DataError(f"Classification needs int64 labels in `y`; given {str(data.y.dtype)[6:]}: use {advice}")
 
 
 @dataclass(frozen=True)

@@ -258,3 +258,9 @@ def test_a_checkpoint_is_not_in_memory_four_times(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.2 * (16 << 20)
+
+
+def test_only_numbered_rounds_are_checkpoints(tmp_path):
+    checkpoint.save(tmp_path, 3, {"a": 1})
+    (tmp_path / "round-x.ckpt").write_bytes(b"a note of the user's")
+    assert checkpoint.load(tmp_path) == (3, {"a": 1}, [])

@@ -117,7 +117,14 @@ def test_structure_is_names_shapes_and_types():
 
 def test_text_has_no_sum():
     with pytest.raises(MessageError, match=r"clients\.map"):
-        fold_chunk([(0, Message(name="a"), 1.0)])
+        tree([fold_chunk([(0, Message(name="a"), 1.0)])])
+
+
+def test_text_among_numbers_is_left_out_like_any_odd_reply():
+    odd = (2, Message(x="a"), 1.0)
+    total, left_out = tree([fold_chunk([(0, Message(x=1.0), 1.0), (1, Message(x=2.0), 1.0), odd])])
+    assert total.values == {"x": 3.0}
+    assert list(left_out) == [2]
 
 
 def test_integers_mean_what_they_mean():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +118,39 @@ def test_the_trial_leaves_no_trace_and_needs_no_full_first_client():
     for task in (fl.Classification(model="mlp"), norm):
         Experiment(fl.FedAvg(), task, data).plan()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_folder_that_cannot_be_or_is_taken_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    task = fl.Classification(model=linear)
+    with pytest.raises(ConfigError, match="cannot make the folder"):
+        fl.run(fl.FedAvg(), task, federation(), rounds=1, out=tmp_path / "file" / "run")
+    fl.run(fl.FedAvg(), task, federation(), rounds=1, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"run\(resume=True\)"):
+        fl.run(fl.FedAvg(), task, federation(), rounds=1, out=tmp_path / "run")
+
+
+def test_a_finished_run_resumed_remembers_what_was_chosen(tmp_path: Path):
+    experiment = Experiment(fl.FedAvg(), fl.Classification(model=linear), federation(), rounds=1, out=tmp_path)
+    chosen = experiment.run().summary["choices"]
+    assert chosen
+    assert experiment.run(resume=True).summary["choices"] == chosen
+
+
+def test_clients_without_samples_sit_out_on_request():
+    data = fl.Federation.from_clients([(X[:0], Y[:0]), (X, Y)], empty=True)
+    with pytest.raises(FedloomError, match="on_failure='exclude'"):
+        fl.run(fl.FedAvg(), fl.Classification(model=linear), data, rounds=1)
+    run = fl.run(fl.FedAvg(), fl.Classification(model=linear), data, rounds=1, on_failure="exclude")
+    assert run.summary["excluded"] == 1
+
+
+@dataclass(frozen=True)
+class Forgetful(fl.FedAvg):
+    def round(self, state: Any, clients: fl.Clients) -> Any:
+        super().round(state, clients)
+
+
+def test_a_round_that_returns_nothing_is_an_error():
+    with pytest.raises(FedloomError, match="returns the new state"):
+        fl.run(Forgetful(), fl.Classification(model=linear), federation(), rounds=1)

@@ -51,6 +51,7 @@ class Total:
     weight: float = 0.0
     jobs: list[int] = field(default_factory=list[int])
     structure: object = None
+    refused: MessageError | None = None
 
     def plus(self, other: Total) -> Total:
         """The sum of two partial sums of one structure; an empty one adds nothing."""
@@ -71,8 +72,12 @@ def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> list[Total]:
     totals: list[Total] = []
     for kind, members in alike.items():
         weights = [w for _, _, w in members]
-        values = {name: weighted([m[name] for _, m, _ in members], weights) for name in members[0][1]}
-        totals.append(Total(values, sum(weights), [n for n, _, _ in members], kind))
+        total = Total({}, sum(weights), [n for n, _, _ in members], kind)
+        try:
+            total.values = {name: weighted([m[name] for _, m, _ in members], weights) for name in members[0][1]}
+        except MessageError as e:  # of no matter if most others sent something else
+            total.refused = e
+        totals.append(total)
     return totals
 
 
@@ -89,6 +94,9 @@ def tree(chunks: Sequence[Sequence[Total]]) -> tuple[Total, dict[int, str]]:
     if not replies:
         return Total(), {}
     common = max(replies, key=lambda s: replies[s])
+    for part in (t for chunk in chunks for t in chunk):
+        if part.refused and part.structure == common:
+            raise part.refused
     level: list[Total] = [next((t for t in chunk if t.structure == common), Total()) for chunk in chunks]
     while len(level) > 1:
         level = [level[k].plus(level[k + 1]) if k + 1 < len(level) else level[k] for k in range(0, len(level), 2)]

@@ -245,12 +245,11 @@ class Run:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise ConfigError(f"the folder of the run cannot be made: {self.out}: {e.strerror}; choose another") from None
+            raise ConfigError(f"cannot make the folder of the run, {self.out}: {e.strerror}; choose another") from None
         log = self.out / "metrics.jsonl"
         if self.resumed_from is None and log.exists():
-            raise ConfigError(
-                f"{self.out} already holds a run. Continue it with `fedloom resume {self.out}`, or choose another --out"
-            )
+            how = f"`fedloom resume {self.out}`" if self.experiment.recipe else "Experiment(...).run(resume=True)"
+            raise ConfigError(f"{self.out} already holds a run. Continue it with {how}, or choose another --out")
         from .config import write_config
 
         write_config(self)
@@ -290,6 +289,8 @@ class Run:
                 "chosen": host.engine.choices() or self.chosen,
                 "sizes": {name: model.layout.size for name, model in self.plan.models.items()},
                 "finished": len(self.rows) == self.experiment.rounds,
+                "draws": host.draws,
+                "turns": host.turns,
                 "notes": host.notes,
                 "excluded": host.excluded,
                 "participants": host.participants,
@@ -333,6 +334,7 @@ class Run:
         host.dispatch.mail = saved["mail"]
         host.dispatch.cuts_seen = saved["cuts"]
         host.notes, host.excluded, host.participants = saved["notes"], saved["excluded"], saved["participants"]
+        host.draws, host.turns = saved["draws"], saved["turns"]
         host.dispatch.revive()
         self.rows, self.wall = saved["rows"], saved["wall"]
         self.resumed_from, self.started = host.version, saved["started"]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 
+import pytest
 import torch
 
 import fedloom as fl
+from fedloom.channel.stage import Stage
 from fedloom.keyed import choose, generator, seed_of, uniform
-from fedloom.testing import Trial
+from fedloom.testing import Trial, difference, outcome
+from fedloom.testing.trial import Killed
 
 
 def test_every_part_of_a_key_and_its_type_matters():
@@ -67,3 +71,42 @@ def test_batch_orders_differ_by_client_round_and_training():
     assert len(orders) == 18
     assert len({tuple(o) for o in orders.values()}) == 18
     assert all(sorted(o) == list(range(len(o))) for o in orders.values())
+
+
+@dataclass(frozen=True)
+class Calibrates(fl.FedAvg):
+    """Asks before the first round as it does in it, and notes what was drawn."""
+
+    card = replace(fl.FedAvg.card, id="calibrates")
+
+    def start(self, clients, before=None):
+        state = super().start(clients)
+        noisy = clients.mean(self.local, clients.sample(3), weight=1, params=state.params)
+        return replace(state, params=state.params + 0 * noisy.delta + clients.rng("x").initial_seed() % 1000)
+
+    def round(self, state, clients):
+        clients.note(cohort=sum(10**k * i for k, i in enumerate(clients.sample(3))), x=clients.rng("x").initial_seed())
+        return super().round(state, clients)
+
+
+def test_the_first_round_draws_anew_after_a_start_that_drew(tmp_path):
+    drawn = []
+
+    class Noise(Stage):
+        def settle(self, total, exchange):
+            drawn.append(exchange.rng("noise").initial_seed())
+            return total
+
+    def make(**options):
+        return Trial(Calibrates).experiment(channel=Noise(), rounds=2, checkpoint_seconds=0.0, **options)
+
+    whole = make().run()
+    assert len(drawn) == len(set(drawn)) == 3
+
+    def kill(event):
+        if event["event"] == "start":
+            raise Killed
+
+    with pytest.raises(Killed):
+        make(out=tmp_path, observers=(kill,)).run()
+    assert difference(outcome(make(out=tmp_path).run(resume=True)), outcome(whole)) == ""

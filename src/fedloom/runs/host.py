@@ -36,6 +36,7 @@ class Host:
         ledger: bytes so far; `spent` what no resume may undo (privacy).
         now: virtual seconds; `version` the round being run, from 0.
         holds: hashes of `once` values each client has.
+        draws, turns: how often each purpose was drawn for, and each client asked, this round.
         notes: numbers of this round; `excluded` replies that did not count, by reason.
     """
 
@@ -53,6 +54,8 @@ class Host:
         self.version = 0
         self.posted = 0
         self.state: Any = None
+        self.draws: dict[str, int] = {}
+        self.turns: dict[int, int] = {}
         self._fresh_round()
 
     def _fresh_round(self) -> None:
@@ -60,8 +63,6 @@ class Host:
         self.notes: dict[str, float] = {}
         self.excluded: dict[str, int] = {}
         self.participants = 0
-        self._draws: dict[str, int] = {}
-        self._turns: dict[int, int] = {}
         self._kinds: dict[object, list[int]] = {}
 
     # ------------------------------------------------------------ rounds
@@ -72,6 +73,8 @@ class Host:
         """One server step; the clock and the counters move with it."""
         self._fresh_round()
         self.clients.fresh_round()
+        if self.version:  # the first round draws on after `start`: the same noise twice would be no noise
+            self.draws, self.turns = {}, {}
         try:
             state = self.plan.method.round(self.state, self.clients)
         except FedloomError:
@@ -83,7 +86,7 @@ class Host:
         self.state = state
         self.now = max(self.now, self.clients.now)
         self.version += 1
-        self._draws, self._turns = {}, {}  # what follows draws the same after a resume
+        self.draws, self.turns = {}, {}  # what follows draws the same after a resume
 
     def _failure(self, e: Exception) -> RoundFailure:
         """What went wrong in a round, where, and whether odd replies may be why."""
@@ -101,8 +104,8 @@ class Host:
     # ------------------------------------------------------------ keys
     def draw(self, purpose: str = "") -> int:
         """A running number of draws for one purpose within the round."""
-        n = self._draws.get(purpose, 0)
-        self._draws[purpose] = n + 1
+        n = self.draws.get(purpose, 0)
+        self.draws[purpose] = n + 1
         return n
 
     def draw_key(self, purpose: str) -> tuple[Any, ...]:
@@ -110,8 +113,8 @@ class Host:
 
     def _job(self, id: int, program: str, payload: Mapping[str, Any], now: float) -> Job:
         """A job for a client: its key is (client, round, how many jobs it was sent this round)."""
-        turn = self._turns.get(id, 0)
-        self._turns[id] = turn + 1
+        turn = self.turns.get(id, 0)
+        self.turns[id] = turn + 1
         self.posted += 1
         message, fixed, singles = self._prepared(payload)
         job = Job(self.posted, id, program, message, (id, self.version, turn), self.memory_of(id), self.version, now)

@@ -46,7 +46,7 @@ def make(
     cores = os.cpu_count() or 1
     on_gpu = plan.device.type != "cpu"
     count = workers or (1 if on_gpu else min(cores, 8))
-    return Local(plan, Trainer("auto", chosen), count, answer)
+    return Local(plan, Trainer("auto", chosen, count), count, answer)
 
 
 __all__ = ["NAMES", "Engine", "Fold", "Job", "Local", "Outcome", "Plan", "Total", "make"]

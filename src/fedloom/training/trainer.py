@@ -12,6 +12,9 @@ from .plain import train_plain
 from .request import Trained, Training
 
 
+_TINY = 20_000  # numbers in a vector; below, a step is all dispatch and the whole cohort is one computation
+
+
 class Trainer:
     """Chooses a path for each kind of request and says which it took.
 
@@ -19,10 +22,11 @@ class Trainer:
         path: "plain" (one by one), "stacked" (as one computation; what cannot be stacked runs alone, aloud), or
             "auto" (measured at first use).
         chosen: decisions of an earlier run to be repeated, as `choices()` gives them.
+        workers: threads that train at the same time; short operators hold each other up, stacked ones hardly do.
     """
 
-    def __init__(self, path: str = "auto", chosen: Mapping[str, str] | None = None) -> None:
-        self.name = path
+    def __init__(self, path: str = "auto", chosen: Mapping[str, str] | None = None, workers: int = 1) -> None:
+        self.name, self.workers = path, workers
         self._told = dict(chosen or {})
         self._paths: dict[object, str] = {}
         self._reasons: dict[str, str] = {}
@@ -34,7 +38,10 @@ class Trainer:
             return max(1, min(8, -(-n // 4)))
         from .stacked import choose_chunk
 
-        return max(1, choose_chunk(request, n))
+        k = choose_chunk(request, n)
+        if k == n and request.model.layout.size > _TINY:
+            k = -(-n // 2)  # something to do for a second worker, whether or not there is one
+        return max(1, k)
 
     def train(self, requests: Sequence[Training]) -> list[Trained]:
         """Like requests, in order."""
@@ -77,7 +84,7 @@ class Trainer:
         elif self.name == "stacked":
             self._decide(first, "stacked", "as asked")
         else:
-            path, reason = best_path(requests)
+            path, reason = best_path(requests, self.workers)
             self._decide(first, path, reason, aloud=False)
 
     def _decide(self, request: Training, path: str, reason: str, aloud: bool = True) -> None:

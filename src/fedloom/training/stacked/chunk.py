@@ -44,7 +44,6 @@ def choose_chunk(request: Training, n: int) -> int:
             limit = min(limit, _LAZY // products, _LAZY_CLIENTS)
         if request.step is not None and _own_vector(request):
             limit = min(limit, _VECTORS // max(1, size))
-        limit = min(limit, math.ceil(n / 2))  # something to do for a second worker, whether or not there is one
     if not request.start.is_cuda:
         limit = min(limit, _MEMORY // max(1, size))
     limit = max(1, min(n, limit))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedloom.model import Model
 
 _WORTHWHILE = 1.03  # times as fast: below, one by one is simpler
+_SHARED = 0.8  # beside other workers: long operators scale with threads, the short ones of single clients do not
 _SECONDS = 0.5  # of timing, about, for each path
 _FOUND: dict[object, tuple[str | None, object]] = {}
 
@@ -127,7 +128,7 @@ def _without_chance(model: Model) -> Model:
 
 
 # ---------------------------------------------------------------- time
-def best_path(requests: Sequence[Training]) -> tuple[str, str]:
+def best_path(requests: Sequence[Training], workers: int = 1) -> tuple[str, str]:
     """The faster path, "stacked" or "plain", and why, in words for the run's configuration.
 
     Times a few steps of these very requests both ways. Call it after `probe`.
@@ -149,7 +150,7 @@ def best_path(requests: Sequence[Training]) -> tuple[str, str]:
     one_by_one = _seconds(lambda: train_plain(some[:: max(1, k // 4)])) * k / len(some[:: max(1, k // 4)])
     ratio = one_by_one / together
     how = f"chunk of {k}, {twin_of(busy[0].model, busy[0].start).how}: {ratio:.2g}x as fast as one by one"
-    return ("stacked" if ratio > _WORTHWHILE else "plain"), how
+    return ("stacked" if ratio > (_WORTHWHILE if workers == 1 else _SHARED) else "plain"), how
 
 
 def _shortened(requests: Sequence[Training], steps: int) -> list[Training]:

@@ -11,7 +11,6 @@ from fedloom.errors import FedloomWarning
 from .plain import train_plain
 from .request import Trained, Training
 
-
 _TINY = 20_000  # numbers in a vector; below, a step is all dispatch and the whole cohort is one computation
 
 

@@ -227,8 +227,8 @@ class Client:
             if len(d) == 0:
                 where = f" in stream {name!r}" if name else ""
                 raise DataError(
-                    f"client {self.id} has no samples{where} to train on; with run(..., on_failure='exclude') such "
-                    f"clients sit out, counted"
+                    f"client {self.id} has no samples{where} to train on; with on_failure='exclude' (--on-failure "
+                    f"exclude) such clients sit out, counted"
                 )
         model = model or self.model
         if start.shape != (model.layout.size,):

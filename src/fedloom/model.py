@@ -210,7 +210,8 @@ class Model:
             raise ConfigError(
                 f"this network keeps running statistics ({names[0]}, {len(names)} in all) and nothing may be averaged "
                 f"by accident. Say what becomes of them: buffers='vector' (part of what is trained and sent), 'batch' "
-                f"(batch statistics, none kept) or 'frozen', e.g. Classification(model=..., buffers='vector')"
+                f"(batch statistics, none kept) or 'frozen', e.g. Classification(model=..., buffers='vector'), or "
+                f"--buffers vector on the command line"
             )
         return rule or "frozen"
 

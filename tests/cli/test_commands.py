@@ -10,6 +10,7 @@ import pytest
 
 from fedloom.cli import main
 from fedloom.cli.running import split_method
+from fedloom.runs import Recipe
 
 QUICK = ["--data", "digits", "--clients", "8", "--rounds", "3", "--engine", "sequential", "--limit", "200"]
 
@@ -109,6 +110,7 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, mo
         (["run", "fedavg", "--set", "solver.lr=fast"], "takes a number"),
         (["run", "fedavg", "--rounds", "0"], "rounds=0"),
         (["run", "fedavg", "--data", "digit"], "Did you mean 'digits'"),
+        (["run", "fedavg", "--data", "mine.csv"], "from_file('mine.csv'"),
         (["run", "fedavg", "--partition", "dirichlet:-1"], "above 0"),
         (["run", "fedavg", "--model", "cn"], "unknown model 'cn'"),
         (["run", "fedavg", "--channel", "topk:2"], "share"),
@@ -216,3 +218,24 @@ def test_a_comparison_is_not_resumed_as_a_run(capsys, tmp_path: Path):
     code, _, err = ran(capsys, "resume", str(tmp_path))
     assert code == 2
     assert str(tmp_path / "fedavg-seed0") in err
+
+
+def test_what_was_left_out_and_who_was_absent_is_said(capsys, tmp_path: Path):
+    words = ["run", "fedavg", *QUICK, "--no-report"]
+    _, printed, _ = ran(capsys, *words, "--set", "solver.lr=1e30", "-o", str(tmp_path / "wild"))
+    assert "24 replies excluded; the first: " in printed
+    assert "holds NaN or infinity" in printed
+    _, printed, _ = ran(capsys, *words, "--world", "present=0.0001", "-o", str(tmp_path / "empty"))
+    assert "nobody replied in 3 of 3 rounds" in printed
+
+
+def test_batch_norm_and_failing_clients_have_their_options(capsys, tmp_path: Path):
+    words = ["run", "fedbn", *QUICK, "--rounds", "1", "--model", "cnn-bn", "--no-report", "--json"]
+    code, _, err = ran(capsys, *words)
+    assert code == 2
+    assert "--buffers vector" in err
+    words += ["--buffers", "vector", "--on-failure", "exclude", "-o", str(tmp_path)]
+    code, printed, _ = ran(capsys, *words)
+    assert code == 0
+    assert json.loads(printed)["excluded"] == 0
+    assert "--buffers vector" in Recipe.from_toml(tmp_path / "config.toml").command()

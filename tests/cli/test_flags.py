@@ -7,9 +7,10 @@ import typer.main
 from fedloom.cli.app import app
 
 TRAINING = {
-    "--channel", "--clients -n", "--cohort -k", "--data -d", "--device", "--dtype", "--engine -e", "--evaluate-every",
-    "--json", "--limit", "--model -m", "--out -o", "--partition -p", "--per-client", "--public", "--recipe",
-    "--report --no-report", "--rounds -r", "--seed -s", "--set", "--val", "--validation", "--workers", "--world",
+    "--buffers", "--channel", "--clients -n", "--cohort -k", "--data -d", "--device", "--dtype", "--engine -e",
+    "--evaluate-every", "--json", "--limit", "--model -m", "--on-failure", "--out -o", "--partition -p", "--per-client",
+    "--public", "--recipe", "--report --no-report", "--rounds -r", "--seed -s", "--set", "--val", "--validation",
+    "--workers", "--world",
 }  # fmt: skip
 
 FLAGS = {

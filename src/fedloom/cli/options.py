@@ -41,6 +41,9 @@ class Training:
             "--model", "-m", help="Network, e.g. cnn:width=0.5; clients take turns with cnn+mlp:32. (the data's own)"
         ),
     ] = None
+    buffers: Annotated[
+        str | None, Option("--buffers", help="Running statistics of batch norm: vector, batch or frozen.")
+    ] = None
     set: Annotated[list[str] | None, Option("--set", help="Hyperparameter name=value; may be repeated.")] = None
     val: Annotated[
         float | None, Option("--val", help="Share of each client's samples that chooses the best round.")
@@ -55,6 +58,9 @@ class Training:
         Option("--channel", help="Stages in order: topk:0.05, randk, quantize:8, sign, clip, dp:clip=1,noise=1."),
     ] = None
     world: Annotated[list[str] | None, Option("--world", help="Devices and links, e.g. spread=0.5.")] = None
+    on_failure: Annotated[
+        str | None, Option("--on-failure", help="Clients that fail or have no samples: raise or exclude. (raise)")
+    ] = None
     evaluate_every: Annotated[int | None, Option("--evaluate-every", help="Rounds between evaluations. (1)")] = None
     recipe: Annotated[Path | None, Option("--recipe", help="TOML file; options on the line win over it.")] = None
     out: Annotated[Path | None, Option("--out", "-o", help="Folder of the run. (runs/<time>-<method>-<data>)")] = None

@@ -23,6 +23,9 @@ def sources() -> list[Entry]:
     return sorted(ENTRIES.values(), key=lambda entry: (not entry.bundled, entry.name))
 
 
+_FILES = (".csv", ".gz", ".parquet", ".npz")
+
+
 def load(name: str, seed: int = 0, limit: int | None = None, **options: Any) -> Source:
     """A named source, read and checked.
 
@@ -40,7 +43,8 @@ def load(name: str, seed: int = 0, limit: int | None = None, **options: Any) -> 
     base, _, text = name.partition(":")
     entry = ENTRIES.get(canonical(base))
     if entry is None:
-        raise unknown("data set", base, ENTRIES, "sources() lists them; your own data: Federation.from_arrays(x, y).")
+        own = f"from_file({base!r}, target='...')" if base.endswith(_FILES) else "from_arrays(x, y)"
+        raise unknown("data set", base, ENTRIES, f"sources() lists them; your own data, in Python: Federation.{own}.")
     chosen = options_of(entry, text, options)
     read = entry.read(None if entry.bundled else Folder.of(entry), seed, **chosen)
     for part, data in (("train", read.train), ("test", read.test), ("validation", read.validation)):

@@ -46,6 +46,7 @@ class Recipe(BaseModel):
     validation: float = Field(0.0, ge=0, lt=1, description="share of all samples that the server holds")
     limit: int | None = Field(None, ge=1, description="train samples kept, at random; none: all")
     model: str | None = Field(None, description="network, or several in turn: cnn+mlp:32")
+    buffers: str | None = Field(None, description="running statistics: vector, batch or frozen")
     rounds: int = Field(50, ge=1)
     cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")
     seed: int = 0
@@ -54,6 +55,7 @@ class Recipe(BaseModel):
     device: str = "cpu"
     dtype: str = "float32"
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations")
+    on_failure: str = Field("raise", description="clients that fail: raise or exclude")
     per_client: bool = Field(False, description="log every client's figures in every round")
     channel: tuple[str, ...] = Field((), description="stages in order, e.g. topk:0.05")
     set: dict[str, Scalar] = Field({}, description="hyperparameters by dotted name")
@@ -197,7 +199,7 @@ class Recipe(BaseModel):
         several = {spec: spec for spec in model.split("+")}
         return Experiment(
             method,
-            task_for(federation.info["task"], model=several if len(several) > 1 else model),
+            task_for(federation.info["task"], model=several if len(several) > 1 else model, buffers=self.buffers),
             federation,
             rounds=self.rounds,
             seed=self.seed,
@@ -209,6 +211,7 @@ class Recipe(BaseModel):
             world=self.world_object() if self.world else None,
             evaluate_every=self.evaluate_every,
             per_client=self.per_client,
+            on_failure=self.on_failure,
             out=out,
             recipe=self.replace(clients=len(federation), partition=str(federation.info["partition"]), model=model),
             **options,

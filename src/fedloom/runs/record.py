@@ -142,7 +142,10 @@ class Record:
             if "epsilon" in p
         ]
         if s.get("excluded"):
-            found.append(f"{s['excluded']} replies excluded")
+            why = next((reason for row in self.rows for reason in row.get("exclusions", {})), "")
+            found.append(f"{s['excluded']} replies excluded" + (f"; the first: {why}" if why else ""))
+        if silent := sum(row.get("replies") == 0 for row in self.rows):
+            found.append(f"nobody replied in {silent} of {len(self.rows)} rounds")
         if s.get("best"):
             figures = ", ".join(f"{k} {v:.3f}" for k, v in s["best"].items() if k in ("global.accuracy", "global.rmse"))
             found.append(f"best by {s['best']['by']}: round {s['best']['round']}" + (f", {figures}" if figures else ""))

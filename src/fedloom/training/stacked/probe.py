@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedloom.model import Model
 
 _WORTHWHILE = 1.03  # times as fast: below, one by one is simpler
-_SHARED = 0.8  # beside other workers: long operators scale with threads, the short ones of single clients do not
+_SHARED, _SHORT = 0.8, 2e-3  # beside other workers, where a step is shorter (seconds): short operators share threads ill
 _SECONDS = 0.5  # of timing, about, for each path
 _FOUND: dict[object, tuple[str | None, object]] = {}
 
@@ -150,7 +150,8 @@ def best_path(requests: Sequence[Training], workers: int = 1) -> tuple[str, str]
     one_by_one = _seconds(lambda: train_plain(some[:: max(1, k // 4)])) * k / len(some[:: max(1, k // 4)])
     ratio = one_by_one / together
     how = f"chunk of {k}, {twin_of(busy[0].model, busy[0].start).how}: {ratio:.2g}x as fast as one by one"
-    return ("stacked" if ratio > (_WORTHWHILE if workers == 1 else _SHARED) else "plain"), how
+    worthwhile = _SHARED if workers > 1 and alone < _SHORT else _WORTHWHILE
+    return ("stacked" if ratio > worthwhile else "plain"), how
 
 
 def _shortened(requests: Sequence[Training], steps: int) -> list[Training]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedloom.model import Model
 
 _WORTHWHILE = 1.03  # times as fast: below, one by one is simpler
-_SHARED, _SHORT = 0.8, 2e-3  # beside other workers, where a step is shorter (seconds): short operators share threads ill
+_SHARED, _SHORT = 0.8, 2e-3  # beside other workers, where a step takes less (seconds): short operators share ill
 _SECONDS = 0.5  # of timing, about, for each path
 _FOUND: dict[object, tuple[str | None, object]] = {}
 

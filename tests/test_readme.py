@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import fedloom as fl
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,3 +27,27 @@ def test_the_table_of_methods_is_current():
 
 def test_the_picture_is_there():
     assert (ROOT / "docs" / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(z)
+
+
+def test_its_examples_of_own_data_and_networks_run_as_written(tmp_path: Path, monkeypatch):
+    x, y = torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3
+    rows = "\n".join(f"{i % 7}.5,{'yes' if i % 3 else 'no'},{'abc'[i % 3]}" for i in range(60))
+    (tmp_path / "patients.csv").write_text(f"age,outcome,hospital\n{rows}\n")
+    monkeypatch.chdir(tmp_path)
+    given = {
+        **{"fl": fl, "dataset": TensorDataset(x, y), "TwoInputs": TwoInputs, "WithBatchNorm": nn.Module},
+        **{"x": x, "y": y, "z": x[:, :4], "xa": x[:9], "ya": y[:9], "xb": x[9:], "yb": y[9:], "xt": x, "yt": y},
+    }
+    (example,) = (
+        block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "csv" in block
+    )
+    exec(example.replace("clients=20))\nfl.Class", "clients=20), rounds=1)\nfl.Class"), given)

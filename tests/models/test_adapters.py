@@ -175,3 +175,8 @@ def test_a_missing_package_names_the_extra(monkeypatch, package):
     }
     with pytest.raises(MissingExtra, match=r"pip install 'fedloom\[llm\]'"):
         use[package]()
+
+
+def test_a_bare_layer_is_not_adapted():
+    with pytest.raises(ConfigError, match="no dense layer"):
+        lora(nn.Linear(8, 3), rank=2)

@@ -170,7 +170,7 @@ def _named(name: str, target: str) -> bool:
 def _dense_but_head(module: nn.Module) -> list[str]:
     head = getattr(module, "head", None)
     inside = set(head.modules()) if isinstance(head, nn.Module) else set()
-    dense = {n: layer for n, layer in module.named_modules() if isinstance(layer, nn.Linear) or _is_transposed(layer)}
+    dense = {n: m for n, m in module.named_modules() if n and (isinstance(m, nn.Linear) or _is_transposed(m))}
     return [name for name, layer in dense.items() if layer not in inside]
 
 

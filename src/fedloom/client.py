@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -312,7 +313,8 @@ class Client:
     ) -> Any:
         """Ask in mid-job: `program(state, **message)` of the server's last state, or, with `of`, `program(client,
         **message)` at those peers over what they have committed. It reads and never changes."""
-        return await suspend(Ask(program, of, within, Message(settled(message))))
+        peers = None if of is None else list(map(index, of))
+        return await suspend(Ask(program, peers, within, Message(settled(message))))
 
     def send(
         self,
@@ -322,6 +324,6 @@ class Client:
         **message: Any,
     ) -> None:
         """Start a job at peers, or at oneself after `when` seconds, once this one has ended."""
-        targets = [ids] if isinstance(ids, int) else list(ids)
+        targets = list(map(index, ids)) if isinstance(ids, Iterable) else [index(ids)]
         payload = settled(message)
         self.outbox += [Sending(i, program, when, payload) for i in targets]

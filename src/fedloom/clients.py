@@ -116,7 +116,7 @@ class Clients:
 
     def info(self, id: int) -> Mapping[str, Any]:
         """What the server knows of a client: samples, model, device."""
-        plan = self._host.plan
+        plan, id = self._host.plan, index(id)
         return {
             "samples": plan.federation.size(id),
             "model": plan.model_of(id).name,

@@ -90,7 +90,7 @@ class Alone(fl.FedAvg):
 
 def test_chance_in_some_networks_is_nobody_else_s(monkeypatch):
     """Half of the clients train with dropout, half without, side by side in threads."""
-    monkeypatch.setattr("fedloom.engines.Trainer", lambda path, chosen=None: Trainer("plain"))
+    monkeypatch.setattr("fedloom.engines.Trainer", lambda *told: Trainer("plain"))
     task = fl.Classification(model={"sure": lambda: Dropping(0.0), "chancy": lambda: Dropping(0.5)})
 
     def memories(engine):

@@ -420,7 +420,7 @@ class Host:
         if program is None and ids is None and shared is not None:
             totals = evaluate(plan.model, what, shared)
             return Evaluation({k: v for m, t in zip(metrics, totals) for k, v in m.finish(t).items()})
-        chosen = panel if ids is None else ids
+        chosen = panel if ids is None else list(map(index, ids))
         jobs = [
             Job(
                 -1,

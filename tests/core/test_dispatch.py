@@ -12,6 +12,7 @@ import fedloom as fl
 from fedloom.engines.local import Local
 from fedloom.testing import Trial, difference, outcome
 from fedloom.testing.trial import Killed
+from fedloom.topology import Complete
 
 SIZES = (7, 1, 4, 10, 3, 5)  # training samples: 5, 1, 2, 6, 2, 3
 STEP = fl.World(step_seconds=1.0)  # one second a step, messages take no time
@@ -539,3 +540,22 @@ def test_bytes_of_questions_are_those_asked_and_answered():
             run = Trial(kind).run(method=kind(), sizes=SIZES, world=STEP, rounds=1, engine=engine, workers=2)
             ledger, size = run.host.ledger, 8 * 602
             assert (ledger.up, ledger.down, ledger.peers) == (2 * 8, 2 * size + 2 * size, 2 * 2 * 8)
+
+
+def test_mixing_waits_for_jobs_under_way():
+    async def keeps(self, client, params):
+        client.memory["w"] = params
+        return (await self.bare(client, params)).replace(vector=params)
+
+    def script(self, state, clients):
+        clients.map(self.keeps, [0, 1, 2], params=state.params)
+        clients.send([1], self.keeps, params=state.params)
+        clients.only(clients.idle()).mix("w", Complete())
+        with pytest.raises(fl.FedloomError, match=r"under way at clients \[1\].*overwrite"):
+            clients.mix("w", Complete())
+        clients.receive()
+        clients.mix("w", Complete())
+        return state
+
+    Script.keeps = keeps  # type: ignore[attr-defined]
+    assert play(script).host.ledger.peers == (2 + 6) * 8 * 602

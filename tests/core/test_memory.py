@@ -185,3 +185,63 @@ def test_nobody_writes_during_evaluation():
     assert "personal.accuracy" in got.history
     assert got.memories == {}
     assert got.host.books == {}
+
+
+# ---------------------------------------------------------------- what a client holds
+
+
+@dataclass(frozen=True)
+class Holding(Remembers):
+    """Sends a large value once, inside a tree, whatever becomes of the replies."""
+
+    card = replace(Remembers.card, id="holding")
+
+    async def local(self, client, base, params):
+        assert torch.equal(base["frozen"], torch.ones(10))
+        return await super().local(client, params)
+
+    def round(self, state, clients):
+        base = {"frozen": fl.once(torch.ones(10))}
+        ids = [0, 2] if clients._host.version == 0 else [0, 2, 4]
+        clients.mean(self.local, ids, weight=1, params=state.params, base=base)
+        return state
+
+
+@pytest.mark.parametrize("end", ["well", "nan", "raises"])
+def test_once_is_once_also_where_the_reply_was_lost(end):
+    run = Trial(Holding).run(method=Holding(end=end), on_failure="exclude", rounds=2)
+    assert run.host.ledger.down == (2 + 3) * 16 + 3 * 40
+    assert {i: len(h) for i, h in run.host.holds.items()} == {0: 1, 2: 1, 4: 1}
+
+
+# ---------------------------------------------------------------- judging
+
+
+def test_judging_writes_nothing_and_takes_any_function():
+    class Votes:
+        """A function with a self that is no method of the run's."""
+
+        def predict(self, x):
+            return torch.eye(4, dtype=torch.float64)[torch.zeros(len(x), dtype=torch.int64)]
+
+    @dataclass(frozen=True)
+    class Personal(fl.FedAvg):
+        """Personal answers write into memory and book."""
+
+        card = replace(fl.FedAvg.card, id="personal", needs=frozenset({"memory"}))
+
+        async def personalise(self, client, params):
+            client.memory["judged"] = True
+            client.book.add("spent", 1.0)
+            return params + client.memory.get("own", 0.0)
+
+        def evaluate(self, state, clients):
+            return {**super().evaluate(state, clients), "votes": clients.evaluate(Votes().predict)}
+
+    with_judging = Trial(Personal).run(evaluate_every=1, rounds=2)
+    without = Trial(Personal).run(evaluate_every=0, rounds=2)
+    assert {"global", "personal", "votes"} <= set(with_judging.rows[-1])
+    for part in ("state", "memories"):
+        assert difference(getattr(with_judging, part), getattr(without, part)) == ""
+    host, other = with_judging.host, without.host
+    assert (host.ledger, host.books, host.now) == (other.ledger, other.books, other.now)

@@ -389,11 +389,17 @@ class Host:
     def mix(self, name: str, topology: Any, ids: Sequence[int], start: float) -> float:
         """Each client's vector becomes the weighted mean of its neighbours'; bytes are those of every directed edge.
 
-        Clients that hold none (no job of theirs has counted yet) sit it out.
+        Clients that hold none (no job of theirs has counted yet) sit it out. The matrix is dense: `n^2` numbers for `n`
+        that mix.
         """
         ids = [i for i in ids if name in self.memory_of(i)]
         if not ids:
             return start
+        if busy := sorted({p.id for p in self.dispatch.jobs.values()} & set(ids))[:5]:
+            raise ConfigError(
+                f"mix({name!r}) while jobs are under way at clients {busy}: what they return would overwrite the mean. "
+                f"Receive them first, or mix others: clients.only(clients.idle()).mix(...)"
+            )
         matrix = topology.matrix(ids, generator(*self.draw_key("topology")))
         rows = [self.memories[i][name] for i in ids]
         mixed = matrix.to(rows[0].dtype) @ torch.stack(rows)

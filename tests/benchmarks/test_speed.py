@@ -53,8 +53,8 @@ def test_plans_are_permutations_of_the_members_samples() -> None:
     members, orders = ours.plan(work, 1)
     assert members == list(range(100))
     for client, order in zip(members, orders, strict=True):
-        assert order.shape == (1, work.sizes[client])
-        assert np.array_equal(np.sort(order[0]), np.arange(work.sizes[client]))
+        assert order.shape == (work.epochs, work.sizes[client])
+        assert all(np.array_equal(np.sort(epoch), np.arange(work.sizes[client])) for epoch in order)
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

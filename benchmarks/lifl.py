@@ -38,8 +38,8 @@ import fedloom as fl
 from fedloom.engines.allocator import keep_freed_memory
 from fedloom.engines.fold import weighted
 from fedloom.engines.heap import ParentSide, Place
-from fedloom.message import dumps, loads
 from fedloom.methods.systems.lifl import Lifl
+from fedloom.written import dumps, loads
 
 from .claims._updates import NUMBERS, Updates, update
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from .data.fields import Data
 from .errors import ConfigError, DataError
 from .keyed import generator
-from .message import Message, record
+from .message import Message
 from .model import Model
 from .training.request import LossHook, Schedule, StepHook, Trained, Training
 from .training.solvers import Solver
 from .trees import is_dict, is_row, like
+from .written import record
 
 if TYPE_CHECKING:
     from .data import Federation, Local

@@ -1,4 +1,4 @@
-"""What crosses the wire: named tensors and numbers, with exact bytes and a serialisation that runs no code.
+"""What crosses the wire: named tensors and numbers, with exact bytes; how they are written is in `written`.
 
 `At` is some elements of a tensor, `once` is charged to a client a single time, `Packed` is what a compressor made.
 Bytes are those of the payload: tensors as stored, 8 for a number, 1 for a truth value, UTF-8 for text. Names and shapes
@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .errors import MessageError
-from .trees import is_dict, is_mapping, is_named, is_row, like
+from .trees import is_dict, is_mapping, is_row, like
 
 Value: TypeAlias = Any  # Tensor | number | str | None | At | Packed | Once | list | dict of these
 
@@ -179,7 +175,7 @@ def leaves(value: Value) -> Iterator[Value]:
     elif is_mapping(value):
         for v in value.values():
             yield from leaves(v)
-    elif is_row(value) or _is_set(value):
+    elif is_row(value) or is_set(value):
         for v in value:
             yield from leaves(v)
     elif isinstance(value, At):
@@ -198,7 +194,7 @@ def leaves(value: Value) -> Iterator[Value]:
 _LEAF = (Tensor, int, float, str)
 
 
-def _is_set(value: object) -> TypeGuard[set[Any] | frozenset[Any]]:
+def is_set(value: object) -> TypeGuard[set[Any] | frozenset[Any]]:
     return isinstance(value, set | frozenset)
 
 
@@ -218,7 +214,7 @@ def nbytes(value: Value) -> int:
         return nbytes(value.value)
     if is_mapping(value):
         return sum(map(nbytes, value.values()))
-    if is_row(value) or _is_set(value):
+    if is_row(value) or is_set(value):
         return sum(map(nbytes, value))
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
@@ -274,180 +270,3 @@ def _all_finite(t: Tensor) -> bool:
     """Block by block: to look at a tensor takes three times its memory."""
     flat = t.reshape(-1)
     return all(bool(torch.isfinite(flat[k : k + _BLOCK]).all()) for k in range(0, len(flat), _BLOCK))
-
-
-# ---------------------------------------------------------------- bytes that run no code
-
-_RECORDS: dict[str, type] = {}
-R = TypeVar("R", bound=type)
-
-
-def record(cls: R) -> R:
-    """Let a frozen dataclass be written into messages and checkpoints, under its own qualified name."""
-    _RECORDS[f"{cls.__module__}:{cls.__qualname__}"] = cls
-    return cls
-
-
-for _cls in (At, Covered, Once):
-    record(_cls)
-
-
-def dumps(value: Value) -> bytes:
-    """Any tree of tensors, numbers, text, lists, tuples, sets, dicts and registered records as safetensors bytes."""
-    return b"".join(pieces(value))
-
-
-def pieces(value: Value) -> list[bytes | memoryview]:
-    """The bytes of `dumps` one after the other, tensors where they lie: nothing is in memory twice."""
-    tensors: dict[str, Tensor] = {}
-    tree = _tree(value, tensors, {})
-    return safetensors_of(tensors, {"fedloom": json.dumps(tree)})
-
-
-def _tree(v: Value, tensors: dict[str, Tensor], seen: dict[int, str]) -> Any:
-    """A value as JSON, its tensors by name; `seen`: the names of those that were met before."""
-    if isinstance(v, Tensor):
-        if id(v) not in seen:
-            seen[id(v)] = name = f"t{len(tensors)}"
-            tensors[name] = v.detach().cpu().contiguous()
-        return {"$": "tensor", "name": seen[id(v)]}
-    if v is None or isinstance(v, bool | int | str):
-        return v
-    if isinstance(v, float):
-        return v if math.isfinite(v) else {"$": "float", "is": repr(v)}
-    if isinstance(v, torch.Size):
-        return {"$": "tuple", "of": list(v)}
-    if is_named(v):
-        raise MessageError(
-            f"cannot be saved or sent: {type(v).__qualname__} is a named tuple and would come back as a plain one. "
-            f"Use a frozen dataclass that subclasses fedloom.State"
-        )
-    if is_row(v):
-        return {"$": "tuple" if isinstance(v, tuple) else "list", "of": [_tree(x, tensors, seen) for x in v]}
-    if _is_set(v):
-        return {"$": type(v).__name__, "of": [_tree(x, tensors, seen) for x in sorted(v, key=repr)]}
-    if isinstance(v, Message):
-        return {"$": "message", "of": [[k, _tree(x, tensors, seen)] for k, x in v.items()]}
-    if is_dict(v):
-        return {"$": "dict", "of": [[_tree(k, tensors, seen), _tree(x, tensors, seen)] for k, x in v.items()]}
-    name = f"{type(v).__module__}:{type(v).__qualname__}"
-    if name in _RECORDS:
-        parts = [(f.name, getattr(v, f.name)) for f in dataclasses.fields(v)]
-        return {"$": name, "of": [[field, _tree(x, tensors, seen)] for field, x in parts]}
-    raise MessageError(
-        f"cannot be saved or sent: {type(v).__qualname__}. Use tensors, numbers, text, lists, dicts, or a frozen "
-        f"dataclass that subclasses fedloom.State"
-    )
-
-
-_KINDS = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-}
-
-
-_ALIGNED = 64  # bytes; what torch begins a tensor at a multiple of
-
-
-def safetensors_of(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> list[bytes | memoryview]:
-    """A file of the format safetensors, in pieces: eight bytes, a head of JSON, then the numbers, the widest first so
-    that each lies at a multiple of its width, and of these the largest.
-    """
-    head, end, parts = dict[str, Any](__metadata__=metadata or {}), 0, list[bytes | memoryview]()
-    for name, t in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), -item[1].numel())):
-        if t.dtype not in _KINDS:
-            raise MessageError(f"cannot be saved or sent: a tensor of {t.dtype}. Use {', '.join(map(str, _KINDS))}")
-        part = t.view(-1).view(torch.uint8).numpy().data
-        head[name] = {"dtype": _KINDS[t.dtype], "shape": list(t.shape), "data_offsets": [end, end + len(part)]}
-        end += len(part)
-        parts.append(part)
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % _ALIGNED)
-    return [len(text).to_bytes(8, "little") + text, *parts]
-
-
-_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-}
-
-
-def loads(data: bytes) -> Value:
-    """The way back. Only data is read: records are rebuilt from the classes this process has registered.
-
-    Raises:
-        MessageError: truncated, malformed, or naming a record this process does not know.
-    """
-    try:
-        tensors = safetensors.torch.load(data)
-        head = int.from_bytes(data[:8], "little")
-        tree = json.loads(json.loads(data[8 : 8 + head])["__metadata__"]["fedloom"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise MessageError(f"not a Fedloom message, or truncated: {e}") from None
-    return _rebuilt(tree, tensors)
-
-
-def load(path: Path) -> Value:
-    """The way back from a file. A tensor that lies as torch would have laid it (the largest does) is mapped: its
-    numbers are read when they are looked at, and take no memory that the system could not have back. The file may be
-    removed, and must not be changed, while they are in use.
-
-    Raises:
-        MessageError: as `loads`.
-    """
-    try:
-        opened: Any = safetensors.safe_open(path, "pt")  # pyright: ignore
-        with opened as file:
-            names: list[str] = file.keys()
-            tensors: dict[str, Tensor] = {name: _laid(file.get_tensor(name)) for name in names}
-            tree = json.loads(file.metadata()["fedloom"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
-        raise MessageError(f"not a Fedloom message, or truncated: {e}") from None
-    return _rebuilt(tree, tensors)
-
-
-def _laid(t: Tensor) -> Tensor:
-    """Where sums over it are added in the order they always are: it depends on where vectors begin."""
-    return t if t.data_ptr() % _ALIGNED == 0 else t.clone()
-
-
-def _rebuilt(tree: Any, tensors: Mapping[str, Tensor]) -> Value:
-    """A value from its tree of JSON."""
-    try:
-        return _value(tree, tensors)
-    except MessageError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
-        raise MessageError(f"malformed message: {e!r}") from None
-
-
-def _value(v: Any, tensors: Mapping[str, Tensor]) -> Value:
-    """The way back from `_tree`."""
-    if not is_dict(v):
-        return v
-    kind: Any = v.get("$")
-    if kind == "tensor":
-        return tensors[v["name"]]
-    if kind == "float":
-        return float(v["is"])
-    if kind in _SEQUENCES:
-        return _SEQUENCES[kind]([_value(x, tensors) for x in v["of"]])
-    if kind == "message":
-        return Message({k: _value(x, tensors) for k, x in v["of"]})
-    if kind == "dict":
-        return {_value(k, tensors): _value(x, tensors) for k, x in v["of"]}
-    if kind in _RECORDS:
-        return _RECORDS[kind](**{k: _value(x, tensors) for k, x in v["of"]})  # their own checks run
-    raise MessageError(f"unknown record {kind!r} in a message; import the module that defines it first")

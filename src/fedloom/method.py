@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .card import Card
 from .checked import Checked
 from .errors import ConfigError, unknown
-from .message import record
+from .written import record
 
 if TYPE_CHECKING:
     from .client import Client

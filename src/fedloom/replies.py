@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .engines.fold import brief, divided, structure, weighted
 from .errors import DataError, MessageError
-from .message import Message, record
+from .message import Message
+from .written import record
 
 
 @record

@@ -27,7 +27,8 @@ from fedloom.channel import (
 )  # fmt: skip
 from fedloom.errors import ConfigError, NotSupported
 from fedloom.keyed import generator
-from fedloom.message import Message, dumps, loads
+from fedloom.message import Message
+from fedloom.written import dumps, loads
 
 WRITTEN: dict[str, Stage] = {
     "topk:0.05": TopK(0.05),

@@ -31,7 +31,8 @@ from fedloom.channel import (
 from fedloom.channel.compression import pack, unpack
 from fedloom.errors import ConfigError, MessageError, NotSupported
 from fedloom.keyed import generator
-from fedloom.message import At, Message, dumps, leaves, loads, nbytes, opened
+from fedloom.message import At, Message, leaves, nbytes, opened
+from fedloom.written import dumps, loads
 
 SHAPES = st.sampled_from([(0,), (1,), (2, 0), (7,), (8,), (9,), (3, 5), (2, 3, 4), (33,)])
 DTYPES = st.sampled_from([torch.float32, torch.float64])

@@ -35,7 +35,8 @@ from fedloom.channel import (
 from fedloom.engines.fold import divided, fold_chunk, tree
 from fedloom.errors import ConfigError, FedloomWarning, MessageError, MissingExtra, NotSupported
 from fedloom.keyed import generator
-from fedloom.message import At, Message, dumps, loads, once, opened
+from fedloom.message import At, Message, once, opened
+from fedloom.written import dumps, loads
 
 pytest.importorskip("dp_accounting")
 

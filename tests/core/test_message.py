@@ -22,22 +22,9 @@ from hypothesis import strategies as st
 
 import fedloom as fl
 from fedloom.errors import MessageError
-from fedloom.message import (
-    At,
-    Covered,
-    Message,
-    check_finite,
-    dumps,
-    leaves,
-    load,
-    loads,
-    mapped,
-    nbytes,
-    once,
-    opened,
-    pieces,
-)
+from fedloom.message import At, Covered, Message, check_finite, leaves, mapped, nbytes, once, opened
 from fedloom.testing import difference
+from fedloom.written import dumps, load, loads, pieces
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 

@@ -34,11 +34,12 @@ from fedloom.deploy.metrics import exposition
 from fedloom.deploy.tables import Table
 from fedloom.deploy.wire import Reply
 from fedloom.errors import CheckpointError, ConfigError, MessageError, NotSupported
-from fedloom.message import At, Message, dumps
+from fedloom.message import At, Message
 from fedloom.method import catalogue
 from fedloom.runs import Recipe
 from fedloom.runs.options import written
 from fedloom.testing.tiny import small
+from fedloom.written import dumps
 
 # ---------------------------------------------------------------- the same run
 

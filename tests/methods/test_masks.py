@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import fedloom as fl
-from fedloom.message import dumps, loads, nbytes, opened
+from fedloom.message import nbytes, opened
 from fedloom.methods.systems.costs import uses
 from fedloom.methods.systems.masks import best_ratio, erk, largest, largest_per_layer, layers, prunable
 from fedloom.methods.systems.schedules import cubic, stepped
 from fedloom.methods.systems.sparse import Mask, filled, sparse
 from fedloom.vector import Layout
+from fedloom.written import dumps, loads
 
 LAYOUT = Layout({"a.weight": (4, 3), "a.bias": (4,), "b.weight": (20, 10)})
 AMONG = torch.tensor([True] * 12 + [False] * 4 + [True] * 200)

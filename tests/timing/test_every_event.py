@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 import fedloom as fl
-from fedloom.message import dumps, loads
 from fedloom.runs.host import Host
 from fedloom.runs.loop import Run
 from fedloom.testing import Trial, difference, outcome
 from fedloom.testing.trial import Killed
 from fedloom.timing.clock import WallClock
 from fedloom.timing.dispatch import Dispatch
+from fedloom.written import dumps, loads
 
 WORLDS = {
     "plain": fl.World(step_seconds=1.0, spread=0.6, jitter=0.3, latency=0.2, up=1e4, down=3e4),

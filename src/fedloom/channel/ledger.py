@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from fedloom.message import record
+from fedloom.written import record
 
 
 @record

@@ -21,11 +21,12 @@ from fedloom.engines.base import Job, Outcome, Plan
 from fedloom.engines.fold import Fold, Total, Tree, fold_chunk
 from fedloom.engines.local import Local, in_order, shares_of
 from fedloom.errors import FedloomError, MessageError, NotSupported
-from fedloom.message import Message, dumps, loads, pieces
+from fedloom.message import Message
 from fedloom.method import Method
 from fedloom.training import Trainer
 from fedloom.training.request import Trained, Training
 from fedloom.training.trainer import chunk_count, one_by_one
+from fedloom.written import dumps, loads, pieces
 
 from .agreement import Terms
 from .blobs import Blobs, NotHere

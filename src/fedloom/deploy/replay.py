@@ -22,10 +22,11 @@ from fedloom.engines.fold import Fold, Total
 from fedloom.engines.local import Local
 from fedloom.engines.secured import Summed, plainly, settle
 from fedloom.errors import CheckpointError
-from fedloom.message import dumps, leaves
+from fedloom.message import leaves
 from fedloom.runs import Run, checkpoint
 from fedloom.training import Trainer
 from fedloom.training.request import Trained, Training
+from fedloom.written import dumps
 
 from .agreement import Agreement, Offer
 from .arrivals import Arrivals, Recorded

@@ -18,9 +18,10 @@ from fedloom.data.readers import read_npz
 from fedloom.engines.base import Plan
 from fedloom.errors import CheckpointError, ConfigError
 from fedloom.keyed import generator
-from fedloom.message import Message, pieces
+from fedloom.message import Message
 from fedloom.runs import Experiment, Recipe, Run, checkpoint
 from fedloom.runs.describe import COUNTS
+from fedloom.written import pieces
 
 from .agreement import Agreement, Offer, Policy, Refused, Terms, declaration, differing, read_deployment
 from .app import Service

@@ -15,8 +15,9 @@ from fedloom.data import Data
 from fedloom.engines.base import Plan
 from fedloom.engines.local import Local
 from fedloom.errors import FedloomError, MessageError, NotSupported
-from fedloom.message import Message, dumps, load
+from fedloom.message import Message
 from fedloom.training import Trainer
+from fedloom.written import dumps, load
 
 from .blobs import CannotWrite
 from .certs import Untrusted

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import CheckpointError
-from fedloom.message import load, pieces
+from fedloom.written import load, pieces
 
 from .blobs import Blobs
 from .journal import Database

@@ -36,8 +36,9 @@ from fedloom.engines.base import Job, Outcome
 from fedloom.engines.fold import Fold, Total
 from fedloom.engines.secured import Summed, settle, total_of
 from fedloom.errors import MessageError
-from fedloom.message import Message, pieces
+from fedloom.message import Message
 from fedloom.trees import is_mapping
+from fedloom.written import pieces
 
 from .journal import Written
 from .signing import SIGNED

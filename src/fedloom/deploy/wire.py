@@ -18,9 +18,10 @@ from fedloom.channel.ledger import Ledger
 from fedloom.client import Sending
 from fedloom.engines.base import Job, Outcome, Plan
 from fedloom.errors import MessageError
-from fedloom.message import At, Message, check_finite, leaves, load, loads, nbytes, opened, pieces
+from fedloom.message import At, Message, check_finite, leaves, nbytes, opened
 from fedloom.training.work import Work
 from fedloom.trees import is_mapping, is_row
+from fedloom.written import load, loads, pieces
 
 VERSION = "version"
 """What the server knows of a client's memory: under this name, the id of the last job of it that counted."""

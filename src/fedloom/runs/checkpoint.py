@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.errors import CheckpointError, MessageError
-from fedloom.message import loads, pieces
+from fedloom.written import loads, pieces
 
 KEEP = 2
 _MAGIC = b"FEDLOOM1"

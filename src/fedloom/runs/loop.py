@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from fedloom.channel.stage import Channel
 from fedloom.engines import make
 from fedloom.errors import CheckpointError, ConfigError, StateMutated
-from fedloom.message import leaves, safetensors_of
+from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.replies import Evaluation
 from fedloom.timing.world import World
+from fedloom.written import safetensors_of
 
 from . import checkpoint
 from .describe import COUNTS, flat, plain, reached, spent, versions

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedloom.message import record
+from fedloom.written import record
 
 PHASES = ("download", "compute", "upload", "wait", "aggregation")
 

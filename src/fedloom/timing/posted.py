@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedloom.engines.base import Job
-from fedloom.message import Message, record
+from fedloom.message import Message
+from fedloom.written import record
 
 from .sharing import Way
 

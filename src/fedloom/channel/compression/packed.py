@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedloom.errors import MessageError
-from fedloom.message import At, nbytes, record
+from fedloom.message import At, nbytes
+from fedloom.written import record
 
 Size: TypeAlias = tuple[int, ...]
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from fedloom.errors import MessageError
-from fedloom.message import At, Covered, Message, Value, record
+from fedloom.message import At, Covered, Message, Value
 from fedloom.trees import is_mapping, is_row
+from fedloom.written import record
 
 Vector: TypeAlias = np.ndarray
 """Words `(m,)` uint64: entries of tensors, then numbers, then the weight."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedloom.channel.compression.packed import pack, unpack
-from fedloom.message import Value, nbytes, once, record
+from fedloom.message import Value, nbytes, once
+from fedloom.written import record
 
 
 @record

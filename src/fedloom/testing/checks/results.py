@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import pickle
 
-from fedloom.message import dumps
 from fedloom.method import Method
 from fedloom.testing.compare import difference, outcome
 from fedloom.testing.trial import Trial
+from fedloom.written import dumps
 
 from .suite import check, finite, lasting, require
 

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedloom.deploy import coordinator, sums
-from fedloom.deploy.app import Service
+from fedloom.deploy import app, coordinator, sums
 from fedloom.deploy.blobs import Blobs, CannotWrite
 from fedloom.deploy.certs import Authority
 from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.journal import Journal, Replied
 from fedloom.deploy.store import Store
-from fedloom.message import dumps, loads
+from fedloom.deploy.uploads import Uploads
+from fedloom.written import dumps, loads
 
 
 def verdict_ignored() -> None:
@@ -129,24 +129,24 @@ def anybodys_job() -> None:
 
 def no_limits() -> None:
     """Bodies may be as large as they like."""
-    honest = Service._body
+    honest = app.read_body
 
-    async def body(self: Service, request: Any, largest: int) -> bytes:
-        return await honest(self, request, 1 << 40)
+    async def read_body(request: Any, largest: int) -> bytes:
+        return await honest(request, 1 << 40)
 
-    Service._body = body  # type: ignore[method-assign]
+    app.read_body = read_body
 
 
 def one_at_a_time() -> None:
     """All sites share the room for one piece, for as long as it takes."""
-    honest = Service.__init__
+    honest = Uploads.__init__
 
-    def init(self: Service, *args: Any) -> None:
+    def init(self: Uploads, *args: Any) -> None:
         honest(self, *args)
         self._pieces = asyncio.Semaphore(1)
         self._uploading = Forgetful()
 
-    Service.__init__ = init  # type: ignore[method-assign]
+    Uploads.__init__ = init  # type: ignore[method-assign]
 
 
 class Forgetful(dict[str, Any]):

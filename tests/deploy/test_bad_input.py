@@ -25,7 +25,8 @@ from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.link import Turned
 from fedloom.deploy.wire import Reply
-from fedloom.message import At, Message, Once, dumps
+from fedloom.message import At, Message, Once
+from fedloom.written import dumps
 
 GOOD = Reply(message=Message(delta=torch.zeros(278)), work=[[1.0, 0.0, 0.0]])
 BODY = GOOD.dumps()
@@ -414,7 +415,7 @@ def test_one_slow_site_is_in_nobodys_way(tmp_path, monkeypatch):
 
         thread = threading.Thread(target=slow)
         thread.start()
-        while "a" not in desk.serving.service._uploading:
+        while "a" not in desk.serving.service.uploads._uploading:
             pass
         assert b._json("PUT", f"/v1/blobs/{name_of(OTHER)}?offset=0&size={len(OTHER)}", OTHER)["received"] == len(OTHER)
         assert a._json("PUT", target, BODY)["received"] == len(BODY)

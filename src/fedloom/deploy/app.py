@@ -1,50 +1,46 @@
 """The coordinator's HTTP surface: a few addresses, every one of them for a peer whose certificate was verified.
 
-What they are, and what a request must look like, is in `addresses`; here is what is done.
+What they are, and what a request must look like, is in `addresses`; how a body comes here piece by piece in `uploads`;
+what requests and answers have in common in `answers`. Here is what is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from fedloom.errors import FedloomError, MessageError, MissingExtra
+from fedloom.errors import FedloomError, MessageError
 
 from . import sums
 from .addresses import ADDRESSES, REASONS, Address, Declared, Said, Sent, document, read_query, read_said
 from .agreement import Agreement, Offer, compatible, differing
+from .answers import SLOWEST, Answer, Halt, check_head, loopback_peer, read_body, summed
 from .blobs import Blobs, CannotWrite, NotHere
 from .certs import Peer
 from .coordinator import Coordinator, Desk
 from .journal import Journal
 from .logs import say
 from .metrics import exposition
+from .uploads import Uploads
 from .wire import round_of
 
-try:
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-    from starlette.routing import Route
-except ImportError as e:
-    raise MissingExtra("starlette", "deploy", "a coordinator of sites") from e
+# after `answers`, which says what to install where starlette is missing
+# isort: split
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 LONGEST_WAIT = 30.0
 """Seconds a poll is held."""
-SLOWEST = 30.0
-"""Seconds without a byte after which a request is given up."""
 _HEAD = 1 << 20  # bytes of a request that is not a piece of a message
-PATIENCE = 20.0
-"""Seconds a piece of a message waits for its turn."""
-_PIECES, _REPLIES = 8, 4  # pieces taken, and whole replies looked at, at a time
+_REPLIES = 4  # whole ones looked at, at a time
 
 Handler = Callable[[Request, Peer], Awaitable[Response]]
 
@@ -53,14 +49,6 @@ class Gate(Protocol):
     """Who may speak."""
 
     def refusal(self, peer: Peer) -> str | None: ...
-
-
-class Halt(Exception):
-    """Ends a request with a status and a reason."""
-
-    def __init__(self, status: int, why: str, **more: Any) -> None:
-        super().__init__(why)
-        self.status, self.content = status, {"why": why, **more}
 
 
 class Service:
@@ -76,6 +64,7 @@ class Service:
         self.offer, self.gate, self.journal, self.blobs = offer, gate, journal, blobs
         self.agreement: Agreement | None = None
         self.coordinator: Coordinator | None = None
+        self.uploads = Uploads(offer.terms.names, blobs)
         self.progress: dict[str, Any] = {}
         self.ended: dict[str, Any] | None = None
         self.began = time.monotonic()
@@ -85,10 +74,7 @@ class Service:
         self.complete = threading.Event()
         self.refused: dict[str, int] = {}
         self._handed: dict[str, tuple[str, float]] = {}
-        self._sending: dict[str, str] = {}
-        self._pieces, self._replies = asyncio.Semaphore(_PIECES), asyncio.Semaphore(_REPLIES)
-        self._uploading: dict[str, asyncio.Task[Any]] = {}  # a site's piece that is on its way
-        self._settling = {site: asyncio.Lock() for site in offer.terms.names}  # what a site's bodies are, one at a time
+        self._replies = asyncio.Semaphore(_REPLIES)
         self._bells: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._agree()
 
@@ -181,64 +167,18 @@ class Service:
         offset, size = request.state.query["offset"], request.state.query["size"]
         if size > self.offer.terms.bytes_largest:
             raise Halt(413, f"{size:,} bytes, and the plan allows {self.offer.terms.bytes_largest:,}")
-        if self._waiting(site) is None:
+        coordinator = self.coordinator
+        if coordinator is None or self._waiting(site) is None:
             raise Halt(409, "no reply of this site is waited for")
-        async with self._one_piece(site):
-            piece = await self._body(request, min(int(self.offer.terms.piece * 1e6), max(0, size - offset)))
-            async with self._settling[site]:
-                await run_in_threadpool(self._make_room, site, name)
+        async with self.uploads.one_piece(site):
+            piece = await read_body(request, min(int(self.offer.terms.piece * 1e6), max(0, size - offset)))
+            async with self.uploads.settling[site]:
+                await run_in_threadpool(self.uploads.make_room, site, name, coordinator)
                 try:
                     here = await run_in_threadpool(self.blobs.append, name, offset, piece, size, site)
                 except MessageError as e:
                     raise Halt(422, str(e), missing=True) from None
         return Answer({"received": here})
-
-    @asynccontextmanager
-    async def _one_piece(self, site: str) -> AsyncIterator[None]:
-        """A site sends one piece at a time. A newer one ends what came before it, so that neither a dead connection
-        nor a slow one keeps its place.
-        """
-        mine, before = asyncio.current_task(), self._uploading.get(site)
-        assert mine is not None
-        if before is not None:
-            before.cancel()
-        self._uploading[site] = mine
-        try:
-            async with self._turn():
-                yield
-        except asyncio.CancelledError:
-            if self._uploading.get(site) is mine:
-                raise
-            mine.uncancel()
-            raise Halt(408, "the site has begun anew") from None
-        finally:
-            if self._uploading.get(site) is mine:
-                del self._uploading[site]
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Few pieces are taken at a time. Others wait, still on their way, and after a while are told to come back."""
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._pieces.acquire()
-        except TimeoutError:
-            raise Halt(503, "too much at a time; come back") from None
-        try:
-            yield
-        finally:
-            self._pieces.release()
-
-    def _make_room(self, site: str, name: str) -> None:
-        """A site has room for one reply: another that it sent before, and that no reply names, goes. What was here
-        before it came is not its own.
-        """
-        assert self.coordinator is not None
-        before = self._sending.get(site)
-        if before is not None and before != name:
-            self.coordinator.make_room(before)
-            del self._sending[site]
-        if name not in self.blobs:
-            self._sending[site] = name
 
     async def reply(self, request: Request, peer: Peer) -> Response:
         site = self._agreed(request, peer)
@@ -246,7 +186,7 @@ class Service:
         id, body = said["job"], said["body"]
         if self.coordinator is None:
             raise Halt(503, "the run is not ready yet")
-        async with self._settling[site]:  # until the journal names the body, nothing takes its room
+        async with self.uploads.settling[site]:  # until the journal names the body, nothing takes its room
             if body not in self.blobs:
                 raise Halt(409, "the bytes of this reply are not here yet", missing=True)
             async with self._replies:
@@ -258,7 +198,7 @@ class Service:
         site = self._agreed(request, peer)
         if self.coordinator is None or self.coordinator.standing is None:
             raise Halt(503, "the run is not ready yet")
-        body = await self._body(request, int(self.offer.terms.piece * 1e6))
+        body = await read_body(request, int(self.offer.terms.piece * 1e6))
         id, number = request.state.query["job"], request.state.query["number"]
         name = await run_in_threadpool(self.coordinator.question, site, id, number, body)
         return Answer({"answer": name})
@@ -310,19 +250,19 @@ class Service:
     # ------------------------------------------------------------ every request
     def _guarded(self, methods: Mapping[str, Address]) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            return _summed(await self._answered(methods[request.method], request))
+            return summed(await self._answered(methods[request.method], request))
 
         return guarded
 
     async def _answered(self, address: Address, request: Request) -> Response:
         who = ""
         try:
-            peer = request.scope["state"].get("peer") or _loopback_peer(request)
+            peer = request.scope["state"].get("peer") or loopback_peer(request)
             who = peer.name
             if why := self.gate.refusal(peer):
                 raise Halt(403, why)
             if not address.look:
-                _whole(request)
+                check_head(request)
                 self._site(peer)
             for name in address.named:
                 self.blobs.path(request.path_params[name])
@@ -348,13 +288,13 @@ class Service:
         assert isinstance(e, HTTPException)
         try:
             if sums.HEAD in request.headers:
-                _whole(request)
+                check_head(request)
         except Halt as damaged:
-            return _summed(self._refuse(damaged.status, damaged.content, "", request))
+            return summed(self._refuse(damaged.status, damaged.content, "", request))
         known = sorted({address.path for address in ADDRESSES})
         answer = self._refuse(e.status_code, {"why": f"{e.detail}; addresses are {', '.join(known)}"}, "", request)
         answer.headers.update(e.headers or {})
-        return _summed(answer)
+        return summed(answer)
 
     def _refuse(self, status: int, content: Mapping[str, Any], who: str, request: Request) -> Response:
         reason = REASONS.get(status, str(status))
@@ -427,59 +367,4 @@ class Service:
             self._bells.discard(entry)
 
     async def _said(self, request: Request, kind: type[Said]) -> dict[str, Any]:
-        return read_said(kind, await self._body(request, _HEAD))
-
-    async def _body(self, request: Request, largest: int) -> bytes:
-        """All of a request's body, if it is not too large and comes in time."""
-        stream, read = request.stream(), bytearray()  # one buffer: small parts would leave holes in memory
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(stream), SLOWEST)
-            except StopAsyncIteration:
-                break
-            read += part
-            if len(read) > largest:
-                raise Halt(413, f"more than {largest:,} bytes")
-        body = bytes(read)
-        del read
-        if request.headers.get(sums.BODY) != sums.checksum(body):
-            raise Halt(400, "damaged on the way; send it again", again=True)
-        return body
-
-
-class Answer(JSONResponse):
-    """JSON, in which a number that is not finite is null: a run that diverges can be told of, too."""
-
-    def render(self, content: Any) -> bytes:
-        return super().render(_finite(content))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _summed(answer: Response) -> Response:
-    """With the checksum of what it says. Bytes that go by their hash need none."""
-    if not isinstance(answer, FileResponse):
-        answer.headers[sums.BODY] = sums.of_answer(answer.status_code, bytes(answer.body))
-    return answer
-
-
-def _whole(request: Request) -> None:
-    """Raises Halt where a request's method, address or headers are not what was sent."""
-    query = request.scope["query_string"]
-    target = request.scope["raw_path"] + (b"?" + query if query else b"")
-    site, plan, body = (request.headers.get(name, "") for name in ("fedloom-site", "fedloom-plan", sums.BODY))
-    if request.headers.get(sums.HEAD) != sums.of_head(request.method, target, site, plan, body):
-        raise Halt(400, "damaged on the way; send it again", again=True)
-
-
-def _loopback_peer(request: Request) -> Peer:
-    """Without TLS a peer is who it says it is; `serve` allows that on loopback alone."""
-    if request.scope["scheme"] == "https":
-        raise Halt(403, "no certificate")
-    return Peer(request.headers.get("fedloom-site", ""), "", float("inf"))
+        return read_said(kind, await read_body(request, _HEAD))

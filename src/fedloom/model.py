@@ -15,6 +15,7 @@ from torch.func import functional_call
 from .data.fields import Data
 from .errors import ConfigError, NotSupported, unknown
 from .task import Classification, Factory, Task
+from .training.products import quicken
 from .trees import is_row
 from .units import Units, find_units, narrow
 from .vector import Layout
@@ -292,6 +293,7 @@ def twin(module: nn.Module, rule: str, hollow: bool = False) -> nn.Module:
             if isinstance(m, _Norm):
                 m.track_running_stats, m.running_mean, m.running_var = False, None, None
                 m.num_batches_tracked = None
+    quicken(made)
     return made
 
 

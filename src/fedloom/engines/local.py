@@ -20,6 +20,7 @@ from .allocator import keep_freed_memory
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total, Tree, fold_chunk
 from .team import Chunk, Run, Share, Team
+from .threads import intra_op
 from .turn import Turn
 
 _PARTS, _MANY = 4, 32  # chunks of a cohort of at least so many clients whose steps are all dispatch
@@ -61,7 +62,7 @@ class Local:
         if not jobs:
             return [], Total() if fold else None
         order = in_order(jobs)
-        with _intra_op(1):
+        with intra_op(1):
             fresh = self._kind(jobs, fold) not in self._counts
             shares = shares_of(order, self._count(order, fold), 1 if fresh else self.workers)
             # What is new is measured and chosen here, where nobody else is at work.
@@ -85,7 +86,7 @@ class Local:
         """Requests of jobs the clock drives; like ones together, in this process."""
         if self.workers > 1:
             self.trainer.stays_here("training on the clock, or of the server", "like requests together", aloud=False)
-        with _intra_op(1):
+        with intra_op(1):
             results: dict[int, Trained] = {}
             for group in _groups(requests):
                 k = self.trainer.together(requests[group[0]], len(group))
@@ -278,17 +279,3 @@ def _finite(total: Total) -> bool:
 def _summed(value: Any) -> Any:
     """NaN and infinity survive a sum, and one number is quicker to look at than a million."""
     return value.sum() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-
-class _intra_op:
-    """One thread inside operators while clients are the unit of parallel work."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.n)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)

@@ -19,6 +19,7 @@ from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Engine, Job, Outcome, Plan
 from fedloom.engines.fold import Fold, Total, brief, divided
 from fedloom.engines.secured import Secured, secured
+from fedloom.engines.threads import for_vectors
 from fedloom.engines.turn import answered
 from fedloom.errors import ConfigError, FedloomError, NotSupported, RoundFailure
 from fedloom.keyed import generator
@@ -100,7 +101,8 @@ class Host:
             self.draws, self.turns = {}, {}
         began, self._within = self.now, True
         try:
-            state = self.plan.method.round(self.state, self.clients)
+            with for_vectors(self.plan.model.layout.size):
+                state = self.plan.method.round(self.state, self.clients)
         except FedloomError:
             raise
         except Exception as e:

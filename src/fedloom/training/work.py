@@ -16,6 +16,7 @@ from fedloom.message import leaves
 
 from .live import live_of
 from .plain import train_one
+from .products import flop_formulas
 from .request import Schedule, Training, code_key
 from .solvers import SGD, Adam
 
@@ -109,7 +110,7 @@ def counted(work: Callable[[], object], weights: Tensor | None = None) -> tuple[
         kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     with counter, saved_tensors_hooks(keep, lambda t: t):
         work()
     if weights is not None:

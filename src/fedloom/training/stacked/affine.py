@@ -20,6 +20,7 @@ from .cohort import Cohort, Shift, built
 from .fold import Notes
 from .forward import Forward
 from .lazy import LazyDense, Move
+from .repeat import LARGEST, Repeat
 from .rows import Piece
 from .sinks import Fused, Moving
 from .steps import Blocks, Track, clip_scale, differentiate
@@ -58,6 +59,17 @@ class AffineSteps:
             for name, block in self.speed.items():
                 self._begin_velocity(name, block)
             self.blocks.sink(Moving(self.speed, velocity.keep, velocity.gradient, bool(self.clip)))
+        self.repeat = self._repeat(twin)
+
+    def _repeat(self, twin: Twin) -> Repeat | None:
+        """Steps of small networks are repeated; a loss of the caller's own may read what nobody knows of."""
+        model, blocks = self.cohort.model, self.blocks
+        if self.lazies or twin.mixing or self.cohort.layout.size > LARGEST or self.forward.hook is not None:
+            return None
+        beside = [*self.speed.values(), *(self.shift or ()), *(self.pull or ())]
+        parts = tuple(w.name for w in blocks.weights), tuple(len(t) == self.cohort.k for t in beside)
+        kind = (str(model.block), model.training, self.form, self.clip, *parts)
+        return Repeat(twin.repeated, kind, lambda: [*blocks.stacks, *beside], twin.lasting)
 
     def _lazy(self, layer: LazyDense, start: Tensor | None, shift: Shift, pull: Shift, rank: int) -> LazyDense:
         form, velocity, layout = self.form, self.form.velocity, self.cohort.layout
@@ -100,10 +112,13 @@ class AffineSteps:
             layer.active(k)
 
     def step(self, step: Step, track: Track) -> None:
+        losses = self._once(step) if self.repeat is None else self.repeat(step, self._once)
+        track(losses, step.seed(losses), step.active)
+
+    def _once(self, step: Step) -> Tensor:
+        """The step, and the losses at the weights it began with."""
         losses = self.forward.losses(step, self.forward.hook)
-        seed = step.seed(losses)
-        track(losses, seed, step.active)
-        differentiate(losses, seed)
+        differentiate(losses, step.seed(losses))
         scale = None
         weights, lazies = self.blocks.weights, self.lazies
         with torch.no_grad():
@@ -116,6 +131,7 @@ class AffineSteps:
             for layer in lazies:
                 layer.flush(scale)
             self._move(step.active)
+        return losses
 
     def _move(self, k: int) -> None:
         """What is left of a step once the gradients are in: constants, and the velocity."""

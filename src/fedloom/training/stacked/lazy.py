@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from fedloom.training.products import product
+
 from .fold import NotStackable
 from .perclient import PerClient
 from .rows import picked
@@ -184,7 +186,7 @@ class LazyDense:
             if r:
                 c = picked(self.w.rows, js[at:end])[:, :r] * weights[at:end].view(-1, 1, 1)
                 a = picked(self.inputs, js[at:end])[:, :r]
-                weight.addmm_(c.flatten(0, 1).t(), a.flatten(0, 1))
+                weight.add_(product(c.flatten(0, 1).t(), a.flatten(0, 1).t()))
                 if bias is not None:
                     bias.add_(c.sum((0, 1)))
             at = end
@@ -241,12 +243,8 @@ class _Lazy(torch.autograd.Function):
         x3 = x.reshape(k, -1, x.shape[-1])
         ctx.l, ctx.x = l, x3
         flat = x3.flatten(0, 1)
-        if l.b0 is None:
-            z = torch.mm(flat, l.w0.t())
-            z = z if s == 1 else z.mul_(s)
-        else:
-            z = torch.addmm(l.b0, flat, l.w0.t(), beta=s, alpha=s)
-        z = z.view(k, -1, l.out)
+        z = product(flat, l.w0, l.b0)
+        z = (z if s == 1 else z.mul_(s)).view(k, -1, l.out)
         if r:
             t = torch.bmm(x3, l.inputs[:k, :r].mT)
             z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.rows[:k, :r])
@@ -264,7 +262,7 @@ class _Lazy(torch.autograd.Function):
         g3 = g.reshape(k, -1, l.out)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.mm(g3.flatten(0, 1), l.w0).view(k, -1, l.width)
+            dx = product(g3.flatten(0, 1), l.w0.t()).view(k, -1, l.width)
             if l.w.s != 1:
                 dx.mul_(l.w.s)
             if r:

@@ -13,6 +13,7 @@ from . import attention, rules  # noqa: F401  (they register themselves)
 from .fold import Notes, NotStackable
 from .lazy import LazyDense, LazyWeight
 from .perclient import PerClient
+from .repeat import Repeated
 from .weight import Weight
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Twin:
         weights: the trainable entries, by name.
         statistics: running statistics (under the rule "vector"), by name.
         mixing: the network has normalisations over the batch, which padded samples must not enter.
+        surveys, repeated: what was seen of forward passes and of steps, by kind.
         foreign, crossed: lengths no batch may be confused with (`fold.FOLD`).
         chunk: the results of the chunk trained last, which live in this twin's memory; how it was stepped.
     """
@@ -71,6 +73,7 @@ class Twin:
         self.foreign: set[int] = set()
         self.crossed: set[int] = set()
         self.surveys: dict[object, Notes | NotStackable] = {}
+        self.repeated: dict[object, Repeated] = {}
         self._bound: Twin | None = None
 
     # ------------------------------------------------------------ entries
@@ -126,6 +129,10 @@ class Twin:
     def clashes(self, k: int, width: int) -> bool:
         """Whether a folded batch of this size could be mistaken for something shared, or the other way round."""
         return width in self.crossed or any(f % (k * width) == 0 for f in self.foreign)
+
+    def lasting(self) -> list[Tensor]:
+        """Frozen parameters and buffers."""
+        return [*self.module.parameters(), *self.module.buffers()]
 
     # ------------------------------------------------------------ forward
     def run(self, block: str | slice | None, training: bool, *inputs: Any) -> Any:

@@ -1,0 +1,304 @@
+"""Steps of small networks, repeated without autograd: what a step did is written down, operator by operator.
+
+Where tensors are small a step is all dispatch, half of it autograd's and the rules'. Its operators and their order do
+not change from step to step, so a step that has been looked at twice is from then on a straight line of calls, made
+into a Python function. These are the very calls of the step looked at, so the results are the same to the bit.
+
+A step is written down at several numbers of clients. Numbers in its calls that differ are `c * clients + d`; what has
+the same calls for two cohorts has them for every one in between. Whatever could make two steps differ is refused:
+random numbers, looks at values, shapes that follow values, and tensors that nobody has named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .batches import Step
+
+LARGEST = 1 << 15
+"""Numbers in a vector up to which a step is mostly dispatch."""
+
+
+class NotRepeatable(Exception):
+    """The next step need not be like this one."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of a step: the first ones are given, the others are made on the way."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The number `times * clients + plus`."""
+
+    times: int
+    plus: int
+
+    def at(self, clients: int) -> int:
+        return self.times * clients + self.plus
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator: `args` and `kwargs` with tensors as slots, and the slots of what it returns."""
+
+    operator: Any
+    args: Any
+    kwargs: Any
+    out: Any
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down all operators that run within it, those of the backward pass too.
+
+    A tensor is known by its memory and geometry, as autograd hands out others for the same memory. All are held until
+    the end, so that no memory is used again.
+
+    Args:
+        given: the tensors a step begins with.
+        lasting: tensors that are the same ones at every step.
+    """
+
+    def __init__(self, given: Sequence[Tensor], lasting: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.constants: dict[int, Tensor] = {}
+        self.refused = ""
+        self._lasting = {id(t): t for t in lasting}
+        self._held: list[Tensor] = []
+        self._slots: dict[object, int] = {}
+        for t in given:
+            self._new(t)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.refused:
+            return func(*args, **kwargs)
+        try:
+            if any(tag in _UNLIKE for tag in func.tags):
+                raise NotRepeatable(f"{func} is not the same at every step")
+            named = self._read(args), self._read(kwargs)
+        except NotRepeatable as e:  # in the middle of a step: it goes on
+            self.refused = str(e)
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        met = len(self._slots)
+        slots = self._read(out, new=True)
+        if len(self._slots) > met or func._schema.is_mutable:  # anything else gave back what it was given
+            self.calls.append(Call(func, *named, slots))
+        return out
+
+    def slot(self, t: Tensor) -> Slot:
+        """Raises NotRepeatable: the tensor was neither given nor made here."""
+        number = self._slots.get(_place(t))
+        if number is None:
+            if id(t) not in self._lasting:
+                raise NotRepeatable(f"a tensor {tuple(t.shape)} comes from outside of the step")
+            number = self._new(t)
+            self.constants[number] = t
+        return Slot(number)
+
+    def _new(self, t: Tensor) -> int:
+        self._held.append(t)
+        return self._slots.setdefault(_place(t), len(self._slots))
+
+    def _read(self, x: Any, new: bool = False) -> Any:
+        if isinstance(x, Tensor):
+            return Slot(self._new(x)) if new else self.slot(x)
+        if isinstance(x, list | tuple):
+            return [self._read(v, new) for v in x]
+        if isinstance(x, dict):
+            return {k: self._read(v, new) for k, v in x.items()}
+        return x
+
+
+_UNLIKE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def _place(t: Tensor) -> object:
+    return t.data_ptr(), t.shape, t.stride(), t.dtype
+
+
+@dataclass
+class _Line:
+    """The calls of a step, for cohorts of `least` to `most` clients."""
+
+    calls: list[Call]
+    out: Slot
+    constants: dict[int, Tensor]
+    given: int
+    least: int
+    most: int
+    seen: int = 1
+    run: Callable[..., Tensor] | None = None
+
+    def fits(self, clients: int) -> bool:
+        return self.seen > 1 and self.least <= clients <= self.most
+
+    def joined(self, other: _Line) -> bool:
+        """Take in the same step at another number of clients; whether it is the same."""
+        alike = (self.out, self.given, len(self.calls)) == (other.out, other.given, len(other.calls))
+        if not alike or self.constants.keys() != other.constants.keys():
+            return False
+        try:
+            calls = [self._both(mine, its, other.most) for mine, its in zip(self.calls, other.calls)]
+        except NotRepeatable:
+            return False
+        self.calls, self.run = calls, None
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.seen += 1
+        return True
+
+    def _both(self, x: Any, y: Any, clients: int) -> Any:
+        if isinstance(x, Call):
+            if x.operator is not y.operator or x.out != y.out:
+                raise NotRepeatable
+            return Call(x.operator, self._both(x.args, y.args, clients), self._both(x.kwargs, y.kwargs, clients), x.out)
+        if isinstance(x, list) and isinstance(y, list) and len(x) == len(y):
+            return [self._both(a, b, clients) for a, b in zip(x, y)]
+        if isinstance(x, dict) and isinstance(y, dict) and x.keys() == y.keys():
+            return {k: self._both(v, y[k], clients) for k, v in x.items()}
+        if isinstance(x, Scaled):
+            if type(y) is int and x.at(clients) == y:
+                return x
+        elif type(x) is type(y) and x == y:
+            return x
+        elif type(x) is int and type(y) is int and self.least == self.most != clients:
+            times, rest = divmod(y - x, clients - self.most)
+            if not rest:
+                return Scaled(times, x - times * self.most)
+        raise NotRepeatable
+
+    def __call__(self, clients: int, given: Sequence[Tensor]) -> Tensor:
+        if self.run is None:
+            self.run = _written(self)
+        with torch.no_grad():
+            return self.run(clients, *given)
+
+
+def _written(line: _Line) -> Callable[..., Tensor]:
+    """A line as a Python function of the number of clients and the tensors given."""
+    names: dict[str, Any] = {f"t{n}": t for n, t in line.constants.items()}
+
+    def text(x: Any) -> str:
+        if isinstance(x, Slot):
+            return f"t{x.number}"
+        if isinstance(x, Scaled):
+            return f"{x.times}*clients+{x.plus}"
+        if isinstance(x, list):
+            return f"[{', '.join(map(text, x))}]"
+        if x is None or type(x) in (int, bool):
+            return repr(x)
+        names[f"c{len(names)}"] = x
+        return f"c{len(names) - 1}"
+
+    body = ""
+    for call in line.calls:
+        at = f"f{len(names)}"
+        names[at] = _quickly(call.operator)
+        given = ", ".join([*map(text, call.args), *(f"{k}={text(v)}" for k, v in call.kwargs.items())])
+        target = _target(call.out)
+        body += f"    {target}{' = ' * bool(target)}{at}({given})\n"
+    given = "".join(f", t{n}" for n in range(line.given))
+    exec(f"def run(clients{given}):\n{body}    return {text(line.out)}\n", names)
+    return names["run"]  # type: ignore[no-any-return]
+
+
+def _target(out: Any) -> str:
+    """What a call's results are assigned to."""
+    if isinstance(out, list):
+        return f"[{', '.join(_target(x) or '_' for x in out)}]"
+    return f"t{out.number}" if isinstance(out, Slot) else ""
+
+
+_SAME = (
+    *("bmm", "mm", "addmm", "baddbmm", "add", "mul", "sub", "div", "neg", "exp", "relu", "tanh", "sigmoid", "gelu"),
+    *("t", "transpose", "unsqueeze", "sum", "select", "gather", "cat", "stack", "_log_softmax", "clone", "permute"),
+    *("add_", "mul_", "neg_", "exp_", "baddbmm_", "scatter_add_", "copy_", "view", "expand", "addmm_", "sub_", "div_"),
+)
+"""Operators whose Python form, 1 us quicker to call, takes the same arguments in the same order."""
+
+
+def _quickly(operator: Any) -> Any:
+    name = operator._schema.name.removeprefix("aten::")
+    return (getattr(torch, name, None) or getattr(Tensor, name, operator)) if name in _SAME else operator
+
+
+@dataclass
+class Repeated:
+    """One kind of step: done as it comes until it has been seen, then repeated."""
+
+    lines: list[_Line] = field(default_factory=list[_Line])
+    refused: str = ""
+
+    def learn(self, recorder: _Recorder, losses: Tensor, clients: int, given: int) -> None:
+        """Remember a step that was looked at."""
+        if recorder.refused:
+            raise NotRepeatable(recorder.refused)
+        line = _Line(recorder.calls, recorder.slot(losses), recorder.constants, given, clients, clients)
+        if any(known.joined(line) for known in self.lines):
+            return
+        if len(self.lines) == _LINES:
+            raise NotRepeatable("one step is not like another")
+        self.lines.append(line)
+
+
+_LINES = 8
+"""Different lines for one kind of step, above which it is no kind."""
+
+
+class Repeat:
+    """The steps of one cohort.
+
+    Args:
+        known: what was seen of like steps before, by kind; it is added to.
+        kind: all that steps of this cohort have in common, but for the shape of a batch.
+        inside: gives the tensors a step may read or change, besides its batch, in one order.
+        lasting: gives those it may read that never change.
+    """
+
+    def __init__(
+        self,
+        known: dict[object, Repeated],
+        kind: tuple[Any, ...],
+        inside: Callable[[], list[Tensor]],
+        lasting: Callable[[], list[Tensor]],
+    ) -> None:
+        self.known, self.kind, self.inside, self.lasting = known, kind, inside, lasting
+        self._shape: object = None
+        self._repeated = Repeated()
+
+    def __call__(self, step: Step, once: Callable[[Step], Tensor]) -> Tensor:
+        """The losses of one step; `once` does it the ordinary way."""
+        if len(step.seeds) > 1:
+            return once(step)
+        batch = [step.batch[name] for name in step.batch]
+        given = [*batch, *step.seeds.values(), *self.inside()]
+        shape = (len(batch[0]) // step.active, *(t.shape[1:] for t in batch))
+        if shape != self._shape:
+            self._shape = shape
+            key = (*self.kind, shape, *(t.dtype for t in batch), *step.batch)
+            self._repeated = self.known.setdefault(key, Repeated())
+        repeated = self._repeated
+        for line in repeated.lines:
+            if line.fits(step.active):
+                return line(step.active, given)
+        if repeated.refused:
+            return once(step)
+        recorder = _Recorder(given, self.lasting())
+        with recorder:
+            losses = once(step)
+        try:
+            repeated.learn(recorder, losses, step.active, len(given))
+        except NotRepeatable as e:
+            repeated.refused = str(e)
+        return losses

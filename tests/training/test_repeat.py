@@ -1,0 +1,150 @@
+"""Repeated steps are the steps they repeat, to the bit; what need not be the same every time is not repeated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_stacked import Attention, cnn, cohort, dynamic, heavy_ball, mlp, model_of, prox, shifted
+from torch import Tensor, nn
+
+from fedloom.training.request import Training
+from fedloom.training.solvers import SGD
+from fedloom.training.stacked import affine, train_stacked
+from fedloom.training.stacked.forward import Forward
+from fedloom.training.stacked.twin import twin_of
+
+SIZES = [30, 30, 21, 13, 12, 4, 3, 1]  # stop one after the other, in partial batches
+MORE = [[17, 9, 9, 2], [30, 28, 27, 26, 25, 24, 23, 22], [8, 8, 8]]
+
+
+def softmax() -> nn.Module:
+    return nn.Linear(6, 3)
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x)
+        return z if float(x.detach().sum()) > 0 else 2 * z
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = nn.Linear(6, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.a(x) * (1 + self.calls / 100)
+
+
+class Stranger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scale = nn.Linear(6, 3), [torch.ones(3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale[0] = self.scale[0] * 1.01
+        return self.a(x) * self.scale[0]
+
+
+def rounds(model: Any, **options: Any) -> list[tuple[Tensor, float]]:
+    """All trained vectors and losses of some cohorts, the first one twice."""
+    out = []
+    for sizes in (SIZES, SIZES, *MORE):
+        requests = cohort(model, sizes=sizes, **options)
+        out += [(t.vector.clone(), t.loss) for t in train_stacked(requests)]
+    return out
+
+
+def repeated(requests: list[Training]) -> Any:
+    return twin_of(requests[0].model, requests[0].start).repeated
+
+
+CASES = {
+    "softmax": (softmax, {}),
+    "prox": (softmax, {"step": prox, "shared": {"anchor": None}}),
+    "shift": (softmax, {"step": shifted, "own": ("shift",)}),
+    "dynamic": (mlp, {"step": dynamic, "own": ("shift",), "shared": {"anchor": None}}),
+    "mlp": (mlp, {}),
+    "attention": (Attention, {"kind": "tokens"}),
+    "cnn": (cnn, {"kind": "image"}),
+    "momentum": (mlp, {"solver": SGD(lr=0.05, epochs=2, batch_size=4, momentum=0.9)}),
+    "decay": (mlp, {"solver": SGD(lr=0.05, epochs=2, batch_size=4, weight_decay=0.1)}),
+    "clip": (mlp, {"solver": SGD(lr=0.05, epochs=2, batch_size=4, clip=0.5)}),
+    "velocity": (softmax, {"step": heavy_ball}),
+    "starts": (mlp, {"starts": True}),
+    "many": (softmax, {"solver": SGD(lr=0.05, epochs=2, batch_size=20)}),  # some losses are long, some short
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_to_the_bit(case, dtype, monkeypatch):
+    net, options = CASES[case]
+    if case == "velocity":
+        size = model_of(net, dtype).layout.size
+        options = {**options, "carry": {"m": torch.zeros(size, dtype=dtype)}}
+    with monkeypatch.context() as without:
+        without.setattr(affine, "LARGEST", -1)
+        wanted = rounds(model_of(net, dtype), **options)
+    got = rounds(model_of(net, dtype), **options)
+    for (vector, loss), (its, other) in zip(got, wanted, strict=True):
+        assert torch.equal(vector, its)
+        assert loss == other
+
+
+@pytest.mark.parametrize("case", ["softmax", "shift", "mlp", "momentum", "clip", "starts"])
+def test_no_forward_pass_is_made_again(case, monkeypatch):
+    net, options = CASES[case]
+    model, made = model_of(net), []
+    train_stacked(cohort(model, sizes=SIZES, **options))
+    assert not any(r.refused for r in repeated(cohort(model, **options)).values())
+    honest = Forward.losses
+    monkeypatch.setattr(Forward, "losses", lambda *args: (made.append(1), honest(*args))[1])
+    train_stacked(cohort(model, sizes=SIZES, **options))
+    train_stacked(cohort(model, sizes=[30, 29, 20, 10, 9, 2], **options))  # numbers of clients seen, and in between
+    assert len(made) <= 2  # of the full cohort, at most: it is cut by nobody's end
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "not the same at every step"),
+        (Branch, "not the same at every step"),
+        (Counts, "one step is not like another"),
+        (Stranger, "comes from outside"),
+    ],
+)
+def test_what_need_not_be_the_same_is_not_repeated(net, why, monkeypatch):
+    model = model_of(net)
+    requests = cohort(model, sizes=[40, 40, 40])
+    made = []
+    honest = Forward.losses
+    monkeypatch.setattr(Forward, "losses", lambda *args: (made.append(1), honest(*args))[1])
+    train_stacked(requests)
+    assert [why in r.refused for r in repeated(requests).values()] == [True]
+    assert len(made) >= requests[0].steps
+
+
+def test_another_batch_size_is_another_step():
+    model = model_of(softmax)
+    for batch in (4, 5, 4):
+        solver = SGD(lr=0.05, epochs=2, batch_size=batch)
+        (out,) = train_stacked(cohort(model, sizes=[20], solver=solver))
+        (alone,) = train_stacked(cohort(model_of(softmax), sizes=[20], solver=solver))
+        assert torch.equal(out.vector.clone(), alone.vector.clone())
+
+
+def test_learning_rates_are_not_mixed_up():
+    model = model_of(softmax)
+    for lr in (0.1, 0.01, 0.1):
+        solver = SGD(lr=lr, epochs=3, batch_size=4)
+        out = train_stacked(cohort(model, sizes=[20, 20], solver=solver))
+        alone = train_stacked(cohort(model_of(softmax), sizes=[20, 20], solver=solver))
+        assert all(torch.equal(a.vector.clone(), b.vector.clone()) for a, b in zip(out, alone))

@@ -155,7 +155,7 @@ class LazyDense:
         """Write client j's weight `(out, in)` and bias."""
         s, u, r = self._state(j)
         c, a = self.w.rows[j, :r], self.inputs[j, :r]
-        torch.addmm(self.w0, c.t(), a, beta=s, out=weight)
+        torch.add(product(c.t(), a.t()), self.w0, alpha=s, out=weight)
         if self.p is not None:
             weight.add_(self.p[j if len(self.p) > 1 else 0], alpha=u)
         if bias is not None and self.b0 is not None:

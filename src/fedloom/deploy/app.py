@@ -269,7 +269,8 @@ class Service:
             asked = request.query_params
             request.state.query = read_query(address, {name: asked.getlist(name) for name in asked})
             handle: Handler = getattr(self, address.does)
-            return await asyncio.wait_for(handle(request, peer), LONGEST_WAIT + SLOWEST)
+            async with asyncio.timeout(LONGEST_WAIT + SLOWEST):
+                return await handle(request, peer)
         except Halt as e:
             return self._refuse(e.status, e.content, who, request)
         except NotHere as e:

@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class Link:
         request = self._request("GET", f"/v1/blobs/{name}")
         if here:
             request.headers["range"] = f"bytes={here}-"
-        with contextlib.closing(self._http.send(request, stream=True)) as response:
+        with self._answer(request) as response:
             if response.status_code == 416:  # all of it was there before a kill, or too much
                 blobs.forget(name)
                 raise Damaged("a transfer that cannot be continued")
@@ -193,13 +193,24 @@ class Link:
 
     def _json(self, method: str, where: str, body: bytes = b"") -> Any:
         def once() -> Any:
-            response = self._http.send(self._request(method, where, body))
-            _check(response)
-            if response.status_code >= 400:
-                raise _turned(response)
-            return response.json() if response.content else None
+            with self._answer(self._request(method, where, body)) as response:
+                response.read()
+                _check(response)
+                if response.status_code >= 400:
+                    raise _turned(response)
+                return response.json() if response.content else None
 
         return self._patiently(once)
+
+    @contextlib.contextmanager
+    def _answer(self, request: httpx.Request) -> Iterator[httpx.Response]:
+        """The answer to a request, its body still to be read. Afterwards what was sent is nobody's any more."""
+        response = self._http.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            response.close()
+            del response.stream  # it and the response hold each other, and the piece that was sent
 
     def _patiently(self, once: Callable[[], Any]) -> Any:
         """Try until there is an answer; cut, slow and overloaded connections are tried again, later and later."""
@@ -210,16 +221,16 @@ class Link:
             except Turned as e:
                 if e.status not in _AGAIN and not e.content.get("again"):
                     raise
-                why: Exception = e
+                why = str(e)
                 if e.status in _BUSY:  # it is there, and answers
                     began = time.monotonic()
             except (httpx.RequestError, Damaged) as e:
                 if _NO_TRUST.search(str(e)):
                     raise Untrusted(f"{self._http.base_url} and this site do not trust each other: {e}") from None
-                why = e
+                why = str(e) or type(e).__name__  # words: an error that is kept here keeps this frame, and it the error
             if time.monotonic() - began > self.patience:
                 raise Unreachable(f"no answer from {self._http.base_url} for {self.patience:.0f} s: {why}")
-            say("again", logging.WARNING, site=self.site, plan=self.plan, why=str(why) or type(why).__name__)
+            say("again", logging.WARNING, site=self.site, plan=self.plan, why=why)
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _PATIENCE[1])
 

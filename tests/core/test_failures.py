@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch.nn.functional as F
@@ -82,6 +85,32 @@ def test_excluded_it_leaves_no_trace(how, engine, timed):
     got = run(how, timed, engine=engine, workers=2, on_failure="exclude")
     assert [(r["excluded"], r["notes"]["count"]) for r in got.rows] == [(1, 2), (1, 2)]
     assert {i: m["jobs"] for i, m in got.memories.items()} == {0: 2, 4: 2}
+
+
+HELD: list[weakref.ref[Any]] = []
+
+
+@dataclass(frozen=True)
+class Holds(Fails):
+    """It has a vector of its own in its hands when it fails."""
+
+    async def local(self, client, params):
+        own = params.clone()
+        HELD.append(weakref.ref(own))
+        return await super().local(client, own)
+
+
+@pytest.mark.parametrize("how", ["loss", "predict", "gradient", "reply", "ask"])
+def test_what_failed_does_not_wait_for_the_collector(how):
+    """An error knows all frames it went through: where one of these knows the error, a model is held in a cycle."""
+    HELD.clear()
+    gc.disable()
+    try:
+        Trial(Holds).run(method=Holds(how=how), rounds=2, on_failure="exclude", engine="sequential")
+        assert len(HELD) >= 6
+        assert [own for own in HELD if own() is not None] == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("timed", [False, True])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -148,6 +150,19 @@ def test_structure_is_names_shapes_and_types():
 def test_text_has_no_sum():
     with pytest.raises(MessageError, match=r"clients\.map"):
         tree([fold_chunk([(0, Message(name="a"), 1.0)])])
+
+
+def test_what_is_refused_is_not_held():
+    mine = torch.zeros(3)
+    held = weakref.ref(mine)
+    gc.disable()
+    try:
+        (total,) = fold_chunk([(0, Message(name="a", x=mine), 1.0)])
+        del mine
+        assert total.refused is not None
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_text_is_refused_only_where_most_send_it():

@@ -86,7 +86,7 @@ def fold_chunk(entries: Sequence[tuple[int, Message, float]]) -> list[Total]:
         try:
             total.values = {name: weighted([m[name] for _, m, _ in members], weights) for name in members[0][1]}
         except MessageError as e:  # of no matter if most others sent something else
-            total.refused = e
+            total.refused = e.with_traceback(None)  # which would keep this frame, with everybody's entries
         totals.append(total)
     return totals
 

@@ -56,7 +56,10 @@ class Turn:
 
     def fail(self, error: Exception) -> None:
         """The awaited work itself failed: the program hears of it where it waits."""
-        self._go_on(self.coroutine.throw, error)
+        try:
+            self._go_on(self.coroutine.throw, error)
+        finally:
+            del error  # see `_go_on`
 
     def answer(self, query: Query) -> None:
         """Work without training, done on the spot."""
@@ -89,6 +92,8 @@ class Turn:
                 self.request = step(value)
             except StopIteration as end:
                 self._end(end.value)
+            finally:
+                del value  # an error that was thrown in and comes out has this frame in its traceback: a cycle
         except Declined as e:
             self.outcome.excluded = f"declined: {e}"
         except FedloomError as e:

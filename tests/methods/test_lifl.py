@@ -83,7 +83,7 @@ def test_two_rounds_in_numpy(fan_in, mean):
 @pytest.mark.parametrize("inner", [fl.FedAvg(), fl.Scaffold()])
 def test_any_number_of_workers_gives_the_same_bits(inner):
     def played(engine, workers=None):
-        return Trial(Lifl(inner=inner, fan_in=2)).run(sizes=SIZES, rounds=3, engine=engine, workers=workers)
+        return Trial(Lifl(inner=inner, fan_in=4)).run(sizes=SIZES, rounds=3, engine=engine, workers=workers)
 
     alone = outcome(played("pool", 1))
     for workers in (2, 3):

@@ -128,12 +128,12 @@ def settled(value: Any) -> Any:
     return value
 
 
-@dataclass
+@dataclass(slots=True)
 class Book:
     """What no verdict may undo (bytes sent, privacy spent): only ever added to."""
 
-    entries: dict[str, float] = field(default_factory=dict[str, float])
-    added: dict[str, float] = field(default_factory=dict[str, float])
+    entries: dict[str, float] = field(default_factory=dict)
+    added: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, amount: float) -> None:
         """Raises ConfigError for a negative amount: a book only grows."""

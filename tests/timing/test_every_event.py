@@ -98,7 +98,7 @@ def test_saved_and_revived_between_every_two_events(world, monkeypatch):
 
     def through_bytes(self: Dispatch, posted, horizon):
         for live in self._live.values():
-            live.turn.coroutine.close()
+            live.coroutine.close()
         saved = loads(dumps({"jobs": list(self.jobs.values()), "mail": self.mail, "now": self.host.now}))
         self.__init__(self.host)
         self.jobs = {p.number: p for p in saved["jobs"]}

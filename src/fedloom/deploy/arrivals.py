@@ -61,17 +61,15 @@ class Arrivals(Dispatch):
         self._ids: dict[str, Posted] = {}  # handed out
         self._place = (-1, 0)
 
-    def post(self, job: Job, now: float, when: float | str | None = None) -> Posted:
+    def post(self, posted: Posted, now: float, when: float | str | None = None) -> None:
         if when is not None:
             raise NotSupported(
                 "a job that waits at its client until a time or an event; between sites jobs start at once"
             )
-        posted = Posted(job.number, job.id, job.program, job.payload, job.key, job.version, now, now, NEVER)
-        posted.samples, posted.reached = job.samples, now
-        self.jobs[job.number] = posted
-        if not self._busy(job.id):
+        posted.sent = posted.arrive = posted.reached = now
+        self.jobs[posted.number] = posted
+        if not self._busy(posted.id):
             self._start(posted)
-        return posted
 
     def cut(self, ids: Iterable[int], at: float) -> None:
         raise NotSupported("clients.cut: training at a site cannot be stopped from outside; give it fewer steps")
@@ -104,12 +102,12 @@ class Arrivals(Dispatch):
     def revive(self) -> None:
         """After a kill: what was under way is under way again."""
         for posted in self.jobs.values():
-            if posted.began is not None:
-                self._ids[self.road.hand(posted.job())] = posted
+            if posted.began < NEVER:
+                self._ids[self.road.hand(posted)] = posted
 
     def span(self, posted: Posted, now: float, fate: str = "") -> Span:
         stale = self.host.version - posted.version
-        worked = 0.0 if posted.began is None else now - posted.began
+        worked = 0.0 if posted.began == NEVER else now - posted.began
         return Span(posted.id, posted.sent, 0.0, worked, 0.0, now - posted.sent - worked, 0.0, 0.0, stale, fate)
 
     # ------------------------------------------------------------ events
@@ -130,7 +128,7 @@ class Arrivals(Dispatch):
             self.host.left_out(self.span(posted, now, event["refused"]))
             self._gone(posted)
         else:
-            self._arrives(posted, self.road.outcome(event["job"], posted.job()), now)
+            self._arrives(posted, self.road.outcome(event["job"], posted), now)
 
     def _arrives(self, posted: Posted, outcome: Outcome, now: float) -> None:
         """A reply enters the server program: now its writes count."""
@@ -158,13 +156,13 @@ class Arrivals(Dispatch):
         if id is not None:
             del self._ids[id]
         self.jobs.pop(posted.number, None)
-        waiting = [p for p in self.jobs.values() if p.id == posted.id and p.began is None]
+        waiting = [p for p in self.jobs.values() if p.id == posted.id and p.began == NEVER]
         if waiting and not self._busy(posted.id):
             self._start(min(waiting, key=lambda p: p.number))
 
     def _start(self, posted: Posted) -> None:
         posted.began, posted.memory = self.host.now, self.host.memory_of(posted.id)
-        self._ids[self.road.hand(posted.job())] = posted
+        self._ids[self.road.hand(posted)] = posted
 
     def _busy(self, client: int) -> bool:
         return any(p.id == client for p in self._ids.values())

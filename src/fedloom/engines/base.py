@@ -112,7 +112,7 @@ def _find(method: Any, owner: object) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """One client's turn, as data: programs are names, payloads tensors and numbers.
 
@@ -134,7 +134,7 @@ class Job:
     nbytes: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Outcome:
     """What a job came to. `message` is None where the program returned nothing or the reply went into a sum.
 
@@ -145,11 +145,11 @@ class Outcome:
     job: Job
     message: Message | None = None
     memory: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict[str, float])
+    booked: dict[str, float] = field(default_factory=dict)
     nbytes: int = 0
-    work: list[Work] = field(default_factory=list[Work])
+    work: list[Work] = field(default_factory=list)
     queried: float = 0.0
-    outbox: list[Sending] = field(default_factory=list["Sending"])
+    outbox: list[Sending] = field(default_factory=list)
     asked: Ledger = field(default_factory=Ledger)
     excluded: str | None = None
     took: float = 0.0

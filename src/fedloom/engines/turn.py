@@ -37,7 +37,7 @@ class Turn:
         self.client = Client(plan, job.id, job.key, job.memory, job.began)
         honest = plan.enclosed(job.program) if job.program else _given
         behaviour = None if job.judge else plan.behave.get(job.id)
-        payload = dict(job.payload)
+        payload = job.payload
         try:
             if job.judge:
                 self.coroutine = _judged(self.client, honest, job.judge, payload)
@@ -136,8 +136,7 @@ class Turn:
             result = self._through_channel(result)
         self.result = result
         self.outcome.memory = memory.version() if memory.changed else None
-        self.outcome.booked = dict(self.client.book.added)
-        self.outcome.outbox = list(self.client.outbox)
+        self.outcome.booked, self.outcome.outbox = self.client.book.added, self.client.outbox
 
     def _through_channel(self, message: Message) -> Message:
         """Encode, count, decode: what the server will read."""
@@ -184,7 +183,7 @@ async def _given(client: Client, answer: Any) -> Any:
     return answer
 
 
-async def _judged(client: Client, program: Any, split: str, payload: dict[str, Any]) -> Message:
+async def _judged(client: Client, program: Any, split: str, payload: Message) -> Message:
     """A program's answer, judged on one split of the client's data: sums, by metric."""
     answer = await program(client, **payload)
     data = getattr(client.data, split)

@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ from fedloom.trees import is_mapping, is_row
 
 from .judging import judged
 from .mixing import mixed
+
+J = TypeVar("J", bound=Job)
 
 _LOOKED_AT = 100
 """Replies of a round, the last ones, that are looked at when it fails."""
@@ -142,15 +144,14 @@ class Host:
     def draw_key(self, purpose: str) -> tuple[Any, ...]:
         return (self.plan.seed, purpose, self.version, self.draw(purpose))
 
-    def _job(self, id: int, program: str, payload: Mapping[str, Any], now: float) -> Job:
+    def _job(self, kind: type[J], id: int, program: str, payload: Mapping[str, Any]) -> J:
         """A job for a client: its key is (client, round, how many jobs it was sent this round)."""
         turn = self.turns.get(id, 0)
         self.turns[id] = turn + 1
         self.posted += 1
         message, fixed, singles = self._prepared(payload)
-        job = Job(self.posted, id, program, message, (id, self.version, turn), self.memory_of(id), self.version, now)
-        job.samples = self.plan.federation.size(id)
-        job.nbytes = fixed
+        job = kind(self.posted, id, program, message, (id, self.version, turn), {}, self.version)
+        job.samples, job.nbytes = self.plan.federation.size(id), fixed
         if singles:  # none for a client that holds it
             held = self.holds.setdefault(id, set())
             job.nbytes += sum(size for key, size in singles.items() if key not in held)
@@ -179,7 +180,7 @@ class Host:
             )
         if self._queue(asked.ids):
             return self._in_time(asked)
-        outcomes, _ = self.engine.run(self._jobs(asked))
+        outcomes, _ = self.engine.run(self._starting(asked))
         start, end = asked.start, self._settle(outcomes, asked.start)
         replies = [
             Reply(o.job.id, o.job.samples, o.job.number, 0, start, start + o.took, o.job.payload, o.message)
@@ -232,7 +233,7 @@ class Host:
             replies, end = self._in_time(asked, weight if isinstance(weight, str) else None)
             total = self._secured(replies, asked, Fold(weight)) or _added(replies, Fold(weight))
         else:
-            outcomes, total = self.engine.run(self._jobs(asked), Fold(weight, how.fan_in))
+            outcomes, total = self.engine.run(self._starting(asked), Fold(weight, how.fan_in))
             assert total is not None
             end = self._settle(outcomes, asked.start)
         if len(total.jobs) < max(how.least, 1) or total.weight <= 0:
@@ -270,10 +271,17 @@ class Host:
         values = {k: divided(v, weight) if mean else v for k, v in total.items()}
         return Message(values, count=count, weight=weight)
 
-    def _jobs(self, asked: Asked) -> list[Job]:
+    def _starting(self, asked: Asked) -> list[Job]:
+        """What begins at its clients at once."""
+        jobs = self._jobs(Job, asked)
+        for job in jobs:
+            job.memory, job.began = self.memory_of(job.id), asked.start
+        return jobs
+
+    def _jobs(self, kind: type[J], asked: Asked) -> list[J]:
         """What is sent, and charged."""
         place = self.plan.place(asked.program)
-        jobs = [self._job(id, place, payload, asked.start) for id, payload in asked.payloads()]
+        jobs = [self._job(kind, id, place, payload) for id, payload in asked.payloads()]
         sent = sum(job.nbytes for job in jobs)
         if asked.peer:
             self.ledger.peers += sent
@@ -344,7 +352,10 @@ class Host:
     # ------------------------------------------------------------ in one's own time
     def send(self, asked: Asked) -> list[int]:
         """Start jobs and go on; their numbers."""
-        return [self.dispatch.post(job, asked.start, asked.when).number for job in self._jobs(asked)]
+        jobs = self._jobs(Posted, asked)
+        for posted in jobs:
+            self.dispatch.post(posted, asked.start, asked.when)
+        return [posted.number for posted in jobs]
 
     def send_on(self, outcome: Outcome, now: float) -> None:
         """Start the jobs a program sent on once it had ended."""
@@ -364,7 +375,7 @@ class Host:
     def _reply(self, p: Posted, time: float | None = None) -> Reply:
         assert p.reply is not None
         stale, arrived = self.version - p.version, self.now if time is None else time
-        reply = Reply(p.id, p.samples, p.number, stale, p.began or 0.0, arrived, p.payload, p.reply)
+        reply = Reply(p.id, p.samples, p.number, stale, p.began, arrived, p.payload, p.reply)
         self._replies.append(reply)
         return reply
 

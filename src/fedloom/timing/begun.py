@@ -16,57 +16,52 @@ if TYPE_CHECKING:
     from fedloom.engines.base import Engine, Plan
 
 
-class Begun:
+class Begun(Turn):
     """A job's program between two events.
 
     Attributes:
         since: when it began to wait for what it waits for.
-        result: of the training it waits for, computed ahead, and after how many steps.
+        ahead: what the training it waits for comes to, computed early, and after how many steps.
         waiting: the answer to its question that is on its way to it, as a tuple of one.
     """
 
     def __init__(self, plan: Plan, posted: Posted, since: float) -> None:
+        super().__init__(plan, posted)
         self.posted, self.world = posted, plan.world
-        self.turn = Turn(plan, posted.job())
         self.since = since
-        self.result: tuple[Trained | Exception, int] | None = None
+        self.ahead: tuple[Trained | Exception, int] | None = None
         self.waiting: Any = None
-
-    @property
-    def request(self) -> Training | Query | Ask | None:
-        """What it waits for, None once it has ended."""
-        return self.turn.request
 
     def go_on(self, value: Any, now: float) -> float:
         """The program goes on with what it waited for, up to the next thing that waits for the clock; the seconds of
         its queries on the way."""
-        turn, before = self.turn, self.turn.outcome.queried
-        self.result = None
+        before = self.outcome.queried
+        self.ahead = None
         if isinstance(value, Exception):
-            turn.fail(value)
-        elif isinstance(turn.request, Ask):
-            turn.hear(turn.request, value)
+            self.fail(value)
+        elif isinstance(self.request, Ask):
+            self.hear(self.request, value)
         else:
-            turn.advance(value)
+            self.advance(value)
         self.posted.heard = len(self.posted.answers)
-        while isinstance(turn.request, Query):
-            turn.answer(turn.request)
-        seconds = self.world.computes(self.posted.id, turn.outcome.queried - before)
+        while isinstance(self.request, Query):
+            self.answer(self.request)
+        seconds = self.world.computes(self.posted.id, self.outcome.queried - before)
         self.since = now + seconds
         return seconds
 
     def ends(self) -> float:
         """When it has what it waits for; a question, when it is asked."""
         posted = self.posted
-        if isinstance(self.turn.request, Ask):
+        if isinstance(self.request, Ask):
             return self.since + self.world.link(posted.id).latency
-        seconds = self.world.seconds(posted.id, posted.key, len(posted.answers), self.turn.outcome.work[-1])
+        seconds = self.world.seconds(posted.id, posted.key, len(posted.answers), self.outcome.work[-1])
         end = self.since + seconds
         return end if posted.cut is None else max(self.since, min(end, posted.cut))
 
     def steps_done(self) -> int:
         """Of the training it waits for, by its end."""
-        posted, work = self.posted, self.turn.outcome.work[-1]
+        posted, work = self.posted, self.outcome.work[-1]
         if posted.cut is None:
             return work.steps
         elapsed = max(0.0, posted.cut - self.since)
@@ -78,8 +73,8 @@ class Begun:
         self.go_on(None, self.since)
         for when, kind, answer in posted.answers[:heard]:
             if kind == "train":
-                assert isinstance(self.turn.request, Training)
-                answer = computed([shortened(self.turn.request, answer)], engine)[0]
+                assert isinstance(self.request, Training)
+                answer = computed([shortened(self.request, answer)], engine)[0]
             self.go_on(answer, when)
         posted.heard = heard
         for _, _, answer in posted.answers[heard:]:
@@ -97,7 +92,7 @@ def train_together(first: Begun, others: Iterable[Begun], engine: Engine) -> Non
     counts = [b.steps_done() for b in group]
     requests = [shortened(r, n) for b, n in zip(group, counts) if isinstance(r := b.request, Training)]
     for b, n, trained in zip(group, counts, computed(requests, engine), strict=True):
-        b.result = (trained, n)
+        b.ahead = (trained, n)
 
 
 def computed(requests: Sequence[Training], engine: Engine) -> list[Trained | Exception]:

@@ -18,10 +18,12 @@ class Cells:
 
     def __init__(self, world: World, tell: Callable[[Posted, float], None]) -> None:
         self.world, self.tell = world, tell
+        shared = world.network
+        self._down, self._up = (shared.shared_down, shared.shared_up) if shared is not None else (NEVER, NEVER)
         self._inside: dict[tuple[int, bool], dict[int, Posted]] = {}
 
-    def enter(self, posted: Posted, nbytes: int, begins: float, now: float) -> bool:
-        """Start a transfer: up where the job has a reply, else down. It may begin a little later than the event that
+    def enter(self, posted: Posted, begins: float, now: float) -> bool:
+        """Start a transfer of its `nbytes`: up where the job has a reply, else down. It may begin a little later than the event that
         led to it.
 
         Returns:
@@ -31,7 +33,7 @@ class Cells:
             return False
         link = self.world.link(posted.id)
         most = link.down if posted.reply is None else link.up
-        posted.way = Way(most, nbytes, link.latency + max(0.0, begins - now), now)
+        posted.way = Way(most, posted.nbytes, link.latency + max(0.0, begins - now), now)
         self.put_back(posted)
         self._divide(posted, now)
         return True
@@ -55,10 +57,7 @@ class Cells:
             self.tell(other, other.way.due)
 
     def _capacity(self, posted: Posted) -> float:
-        network = self.world.network
-        if network is None:
-            return NEVER
-        return network.shared_down if posted.reply is None else network.shared_up
+        return self._down if posted.reply is None else self._up
 
     def _cell(self, posted: Posted) -> tuple[int, bool]:
         return self.world.link(posted.id).cell or 0, posted.reply is not None

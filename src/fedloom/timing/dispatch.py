@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fedloom.client import Ask, Unanswered
-from fedloom.engines.base import Job
 from fedloom.training.request import Training
 
 from .begun import Begun, train_together
@@ -46,21 +45,17 @@ class Dispatch:
         self._cells = Cells(host.plan.world, self._at)
 
     # ------------------------------------------------------------ what the server does
-    def post(self, job: Job, now: float, when: float | str | None = None) -> Posted:
+    def post(self, posted: Posted, now: float, when: float | str | None = None) -> None:
         """Send a job; it may wait at its client, for its turn or for `when` (seconds, or a client's own event)."""
         world = self.host.plan.world
-        hold = 0.0
+        posted.sent = now
         if when is not None:
-            hold = when if isinstance(when, int | float) else world.event(when, job.id, job.key)
-        posted = Posted(job.number, job.id, job.program, job.payload, job.key, job.version, now, NEVER, NEVER)
-        posted.samples, posted.hold = job.samples, hold
-        self.jobs[job.number] = posted
-        if self._cells.enter(posted, job.nbytes, now, self.host.now):
-            return posted
-        posted.reached = now + world.download(job.id, job.nbytes)
-        posted.arrive = posted.reached + hold
-        self._at(posted, posted.arrive)
-        return posted
+            posted.hold = when if isinstance(when, int | float) else world.event(when, posted.id, posted.key)
+        self.jobs[posted.number] = posted
+        if not self._cells.enter(posted, now, self.host.now):
+            posted.reached = now + world.download(posted.id, posted.nbytes)
+            posted.arrive = posted.reached + posted.hold
+            self._at(posted, posted.arrive)
 
     def outstanding(self) -> list[Posted]:
         return [*self.jobs.values(), *(p for _, p in self.mail)]
@@ -89,8 +84,8 @@ class Dispatch:
             return
         live = self._live.get(number)
         if live is not None:
-            self.host.charge(live.turn.outcome.asked)
-            live.turn.coroutine.close()
+            self.host.charge(live.outcome.asked)
+            live.coroutine.close()
         if posted.reply is not None:
             self.host.stands(posted.id, posted.nbytes, posted.booked)
         self._leave(posted, self.host.now)
@@ -111,10 +106,8 @@ class Dispatch:
             mine: of these jobs only.
             linger: wait until `until` even when no more can come.
         """
-        got: list[tuple[float, Posted]] = []
-        most = NEVER if count is None else count
-        looked = 0  # the mail before this place is others'
-        host = self.host
+        host, most = self.host, NEVER if count is None else count
+        got = self._from_mail(0, most, mine)
 
         def horizon() -> float:
             """The server cannot act before this time."""
@@ -122,23 +115,20 @@ class Dispatch:
             left = 1 if count is None else count - len(got)
             return min(until, dues[left - 1]) if left <= len(dues) else until
 
-        while True:
-            if looked < len(self.mail):
-                got += self._from_mail(looked, most - len(got), mine)
-                looked = len(self.mail)
-            if len(got) >= most:
-                return got
+        while len(got) < most:
             following = self._next()
             if count is None and until == NEVER and got and (following is None or following.due > host.now):
-                return got
+                break
             none_left = not self.jobs if mine is None else not any(map(mine, self.jobs.values()))
             if none_left and (until == NEVER or not linger):
-                return got
+                break
             if following is None or following.due > until:
                 if until < NEVER:
                     host.clock.reach(until)
-                return got
-            self._handle(following, horizon)
+                break
+            if self._handle(following, horizon):
+                (got if mine is None or mine(following) else self.mail).append((host.now, following))
+        return got
 
     def _from_mail(self, place: int, most: float, mine: Callable[[Posted], bool] | None) -> list[tuple[float, Posted]]:
         """Replies that have arrived, from a place in the mail on, at most so many; the others stay."""
@@ -153,9 +143,9 @@ class Dispatch:
     # ------------------------------------------------------------ events
     def _at(self, posted: Posted, due: float) -> None:
         """The job's next event: at that time, or earlier the loss of its client."""
-        posted.due = min(due, posted.lost)
-        if posted.due < NEVER:
-            heapq.heappush(self._queue, (posted.due, posted.number))
+        posted.due = due = due if due < posted.lost else posted.lost
+        if due < NEVER:
+            heapq.heappush(self._queue, (due, posted.number))
 
     def _next(self) -> Posted | None:
         queue = self._queue
@@ -167,34 +157,35 @@ class Dispatch:
             heapq.heappop(queue)
         return None
 
-    def _handle(self, posted: Posted, horizon: Callable[[], float]) -> None:
+    def _handle(self, posted: Posted, horizon: Callable[[], float]) -> bool:
+        """The job's next event; whether a reply that counts has arrived by it."""
         heapq.heappop(self._queue)
         now = self.host.clock.reach(posted.due)
         if posted.due == posted.lost:
             self.refuse(posted.number, "lost: the client left, or its device failed, in the middle of the job")
         elif posted.reply is not None:
-            self._arrive(posted, now)
+            return self._arrive(posted, now)
         elif posted.reached is None:
             self._reach(posted, now)
-        elif posted.began is None:
+        elif posted.began == NEVER:
             if posted.id in self._at_work:
                 self._wait(posted)
             else:
                 self._begin(posted, now)
         else:
-            self._continue(posted, now, horizon)
+            self._continue(self._live[posted.number], now, horizon)
+        return False
 
-    def _continue(self, posted: Posted, now: float, horizon: Callable[[], float]) -> None:
-        live = self._live[posted.number]
-        request = live.request
+    def _continue(self, live: Begun, now: float, horizon: Callable[[], float]) -> None:
+        posted, request = live.posted, live.request
         if isinstance(request, Training):
             steps = live.steps_done()
-            if live.result is None or live.result[1] != steps:
+            if live.ahead is None or live.ahead[1] != steps:
                 self._compute(live, horizon)
-            assert live.result is not None
+            assert live.ahead is not None
             posted.answers.append((now, "train", steps))
             posted.worked += now - live.since
-            self._advance(posted, live.result[0], now)
+            self._advance(live, live.ahead[0], now)
         elif live.waiting is None:  # a question arrives: answered from what is committed now
             assert isinstance(request, Ask)
             back = now + self.host.plan.world.link(posted.id).latency
@@ -206,19 +197,19 @@ class Dispatch:
             self._at(posted, back)
         else:
             (answer,), live.waiting = live.waiting, None
-            self._advance(posted, answer, now)
+            self._advance(live, answer, now)
 
-    def _arrive(self, posted: Posted, now: float) -> None:
-        """A reply enters the server program: now its writes count."""
-        assert posted.reply is not None
-        self.host.stands(posted.id, posted.nbytes, posted.booked)
-        why = refusal(posted, self.host.plan)
+    def _arrive(self, posted: Posted, now: float) -> bool:
+        """A reply enters the server program: now its writes count, unless it is refused."""
+        host = self.host
+        host.stands(posted.id, posted.nbytes, posted.booked)
+        why = refusal(posted, host.plan)
         if why is None:
-            self.host.counts(posted.id, posted.pending)
-            self.mail.append((now, posted))
+            host.counts(posted.id, posted.pending)
         else:
-            self.host.left_out(self.span(posted, now, why))
+            host.left_out(self.span(posted, now, why))
         self._leave(posted, now)
+        return why is None
 
     def _leave(self, posted: Posted, now: float) -> None:
         """A job is no longer under way."""
@@ -248,22 +239,20 @@ class Dispatch:
         posted.began = now
         posted.memory = self.host.memory_of(posted.id)
         posted.lost = self.host.plan.world.lost(posted.id, posted.key, now)
-        self._live[posted.number] = Begun(self.host.plan, posted, now)
-        self._advance(posted, None, now)
+        live = self._live[posted.number] = Begun(self.host.plan, posted, now)
+        self._advance(live, None, now)
 
-    def _advance(self, posted: Posted, value: Any, now: float) -> None:
-        live = self._live[posted.number]
-        posted.worked += live.go_on(value, now)
+    def _advance(self, live: Begun, value: Any, now: float) -> None:
+        live.posted.worked += live.go_on(value, now)
         if live.request is None:
-            self._end(posted, live)
+            self._end(live)
         else:
-            self._at(posted, live.ends())
+            self._at(live.posted, live.ends())
 
-    def _end(self, posted: Posted, live: Begun) -> None:
-        turn, now = live.turn, live.since
+    def _end(self, live: Begun) -> None:
+        posted, outcome, now = live.posted, live.outcome, live.since
         del self._live[posted.number]
-        outcome = turn.outcome
-        if outcome.excluded is not None or turn.result is None:
+        if outcome.excluded is not None or live.result is None:
             self.host.commit([outcome])
             self.host.meter.add([self.span(posted, now, outcome.excluded or "")])
             if outcome.excluded is None:
@@ -271,10 +260,10 @@ class Dispatch:
             self._leave(posted, now)
             return
         self.host.charge(outcome.asked)
-        posted.reply, posted.pending = turn.result, outcome.memory
+        posted.reply, posted.pending = live.result, outcome.memory
         posted.booked, posted.nbytes = outcome.booked, outcome.nbytes
         posted.ended = now
-        if not self._cells.enter(posted, outcome.nbytes, now, self.host.now):
+        if not self._cells.enter(posted, now, self.host.now):
             self._at(posted, now + self.host.plan.world.upload(posted.id, outcome.nbytes))
         self.host.send_on(outcome, now)
 
@@ -311,7 +300,7 @@ class Dispatch:
 
         def may(other: Begun) -> bool:
             p = other.posted
-            if other.result is not None or p.due == p.lost:  # of a lost one nobody will see what it would come to
+            if other.ahead is not None or p.due == p.lost:  # of a lost one nobody will see what it would come to
                 return False
             return not self.cuts_seen or p.cut is not None or p.due <= certain
 
@@ -323,7 +312,7 @@ class Dispatch:
         """Make the queue of the jobs, and run every begun program again over the answers it had; the request it waits
         for follows."""
         for posted in self.jobs.values():
-            if posted.began is not None:
+            if posted.began < NEVER:
                 self._at_work[posted.id] = posted.number
                 if posted.reply is None:
                     self._revive(posted)
@@ -334,5 +323,5 @@ class Dispatch:
             self._at(posted, posted.due)
 
     def _revive(self, posted: Posted) -> None:
-        live = self._live[posted.number] = Begun(self.host.plan, posted, posted.began or 0.0)
+        live = self._live[posted.number] = Begun(self.host.plan, posted, posted.began)
         live.catch_up(self.host.engine)

@@ -51,10 +51,6 @@ class Link:
     latency: float = 0.0
     cell: int | None = None
 
-    def seconds(self, nbytes: float, rate: float) -> float:
-        """Of one message, alone on the link."""
-        return self.latency + (nbytes / rate if rate < math.inf else 0.0)
-
 
 @dataclass(frozen=True)
 class Network(Spoken):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,58 +17,39 @@ NEVER = math.inf
 
 @record
 @dataclass(slots=True)
-class Posted:
-    """Where the job is on its road follows from its fields.
+class Posted(Job):
+    """A job and where it is on its road, which follows from its fields.
+
+    `began` is when it started at its client, NEVER while it waits; `nbytes` those of what is on its way: the job, then
+    its reply; `memory` is filled in when it begins.
 
     Attributes:
-        arrive: when it reaches its client; `began` when it started there, None while it waits.
+        sent: when; `arrive` when it reaches its client; `due` the time of its next event.
         cut: training running at that time stops there.
         answers: (time, kind, answer) of every finished await: steps of a training, the answer to a question; the
             program has had the first `heard` of them, one may still be on its way to it.
         weight: name of the number in the reply that must be fit to weight it by, None for none.
-        reply: what it returned, None before; `due` the time of its next event.
+        reply: what it returned, None before.
         reached: when its download was done, None while it lasts; `hold` how long it then waits at its client.
         ended: when its program had ended, and the upload began; `worked` the seconds it had computed until then.
         lost: when its client goes away, and the job with it; inf for never.
         way: its transfer under way in a cell that others share.
     """
 
-    number: int
-    id: int
-    program: str
-    payload: Message
-    key: tuple[Any, ...]
-    version: int
-    sent: float
-    arrive: float
-    due: float
-    began: float | None = None
+    began: float = NEVER
+    sent: float = 0.0
+    arrive: float = NEVER
+    due: float = NEVER
     cut: float | None = None
-    answers: list[tuple[float, str, Any]] = field(default_factory=list[tuple[float, str, Any]])
+    answers: list[tuple[float, str, Any]] = field(default_factory=list)
     heard: int = 0
     weight: str | None = None
     reply: Message | None = None
-    memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
     pending: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict[str, float])
-    nbytes: int = 0
-    samples: int = 0
+    booked: dict[str, float] = field(default_factory=dict)
     reached: float | None = None
     hold: float = 0.0
     ended: float | None = None
     worked: float = 0.0
     lost: float = NEVER
     way: Way | None = None
-
-    def job(self) -> Job:
-        return Job(
-            self.number,
-            self.id,
-            self.program,
-            self.payload,
-            self.key,
-            self.memory,
-            self.version,
-            self.began or 0.0,
-            samples=self.samples,
-        )

@@ -143,12 +143,12 @@ class World(Checked):
     def download(self, id: int, nbytes: int) -> float:
         """Seconds of a message to a client, alone on its link."""
         link = self.link(id)
-        return link.seconds(nbytes, link.down)
+        return link.latency + nbytes / link.down
 
     def upload(self, id: int, nbytes: int) -> float:
         """Seconds of a message from a client, alone on its link."""
         link = self.link(id)
-        return link.seconds(nbytes, link.up)
+        return link.latency + nbytes / link.up
 
     def adds(self, nbytes: int) -> float:
         """Seconds the server takes to add replies up."""

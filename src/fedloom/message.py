@@ -30,7 +30,7 @@ class Message(Mapping[str, Value]):
     _values: dict[str, Value]
 
     def __init__(self, values: Mapping[str, Value] | None = None, /, **named: Value) -> None:
-        held: dict[str, Value] = {**(values or {}), **named}
+        held: dict[str, Value] = {**values, **named} if values else named
         object.__setattr__(self, "_values", held)
 
     def __getitem__(self, name: str) -> Value:
@@ -191,23 +191,26 @@ def leaves(value: Value) -> Iterator[Value]:
         yield value
 
 
-_LEAF = (Tensor, int, float, str)
+_LEAF = (int, float, str, Tensor)  # in the order of what it takes to tell
 
 
 def is_set(value: object) -> TypeGuard[set[Any] | frozenset[Any]]:
     return isinstance(value, set | frozenset)
 
 
+_NUMBER = (int, float)
+
+
 def nbytes(value: Value) -> int:
     """Payload bytes of any value a message may hold."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Message):
-        return value.nbytes
     if value is None or isinstance(value, bool):
         return 1
-    if isinstance(value, int | float):
+    if isinstance(value, _NUMBER):
         return 8
+    if isinstance(value, Message):
+        return value.nbytes
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, Once):
@@ -238,16 +241,18 @@ def mapped(value: Value, f: Callable[[Value], Value]) -> Value:
 
 def opened(message: Message) -> Message:
     """What the receiver reads: compressed entries made dense, `once` values unwrapped."""
+    for value in message.values():
+        if not isinstance(value, _LEAF):
+            return mapped(message, _opened)
+    return message  # nothing to unpack, as most often
 
-    def open_one(v: Value) -> Value:
-        if isinstance(v, Once):
-            return mapped(v.value, open_one)
-        if not isinstance(v, _LEAF) and not isinstance(v, At) and isinstance(v, Packed):
-            return v.dense()
-        return v
 
-    plain = all(isinstance(v, _LEAF) for v in message.values())  # nothing to unpack, as most often
-    return message if plain else mapped(message, open_one)
+def _opened(value: Value) -> Value:
+    if isinstance(value, Once):
+        return mapped(value.value, _opened)
+    if not isinstance(value, _LEAF) and not isinstance(value, At) and isinstance(value, Packed):
+        return value.dense()
+    return value
 
 
 def check_finite(message: Message, what: str) -> None:
@@ -257,16 +262,18 @@ def check_finite(message: Message, what: str) -> None:
         MessageError: an entry holds NaN or infinity.
     """
     for name, value in message.items():
-        for leaf in leaves(value):
-            bad = isinstance(leaf, Tensor) and leaf.is_floating_point() and not _all_finite(leaf)
-            if bad or (isinstance(leaf, float) and not math.isfinite(leaf)):
-                raise MessageError(f"{what}: field {name!r} holds NaN or infinity")
+        if not (_finite(value) if isinstance(value, _LEAF) else all(map(_finite, leaves(value)))):
+            raise MessageError(f"{what}: field {name!r} holds NaN or infinity")
 
 
 _BLOCK = 1 << 20  # numbers looked at at a time
 
 
-def _all_finite(t: Tensor) -> bool:
-    """Block by block: to look at a tensor takes three times its memory."""
-    flat = t.reshape(-1)
+def _finite(leaf: Value) -> bool:
+    """A tensor block by block: to look at it takes three times its memory."""
+    if isinstance(leaf, float):
+        return math.isfinite(leaf)
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return True
+    flat = leaf.reshape(-1)
     return all(bool(torch.isfinite(flat[k : k + _BLOCK]).all()) for k in range(0, len(flat), _BLOCK))

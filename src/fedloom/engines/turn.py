@@ -140,7 +140,8 @@ class Turn:
 
     def _through_channel(self, message: Message) -> Message:
         """Encode, count, decode: what the server will read."""
-        if self.plan.channel:
+        channel = self.plan.channel
+        if channel.stages:
             message = Message(settled(dict(message)))
             sender = Sender(
                 self.job.id,
@@ -149,9 +150,9 @@ class Turn:
                 self.job.samples,
                 self.job.program,
             )
-            message = self.plan.channel.encode(message, sender)
-        self.outcome.nbytes = nbytes(message)
-        return opened(self.plan.channel.decode(message))
+            message = channel.encode(message, sender)
+        self.outcome.nbytes = message.nbytes
+        return opened(channel.decode(message))
 
     def _failure(self, cause: Exception | None, what: str) -> ClientFailure:
         shapes = {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in self.job.payload.items()}

@@ -32,7 +32,7 @@ def refusal(posted: Posted, plan: Plan) -> str | None:
 
 
 def _unlike_its_model(reply: Message, payload: Message, plan: Plan) -> str | None:
-    got = [shape for value in reply.values() if not isinstance(value, int | float) for shape in _shapes(value)]
+    got = [shape for value in reply.values() if not isinstance(value, (int, float)) for shape in _shapes(value)]
     if not got or not _grows(plan.method.card.up):
         return None
     sent = [tuple(leaf.shape) for leaf in leaves(payload) if isinstance(leaf, Tensor)]

@@ -66,6 +66,7 @@ class Federation:
             **shared,
         }
         self.info.update(info or {})
+        self._sizes: dict[int, int] = {}  # of clients that were asked for it: it is, for every job
 
     # -- constructors: samples without owners, data sets of other libraries, tables and files, clients
 
@@ -92,7 +93,10 @@ class Federation:
 
     def size(self, id: int) -> int:
         """Number of TRAIN samples of a client."""
-        return split_sizes(self.population.total(self._known(id)), self.val, self.client_test)[0]
+        size = self._sizes.get(id)
+        if size is None:
+            size = self._sizes[id] = split_sizes(self.population.total(self._known(id)), self.val, self.client_test)[0]
+        return size
 
     def sizes(self, ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """TRAIN samples of the given clients (all by default: work proportional to the population), int64."""

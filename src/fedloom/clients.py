@@ -377,7 +377,9 @@ class Clients:
 
     def _own_time(self) -> float:
         """Now, after every group that ran side by side has ended; they go on from here."""
-        now = max([self._time(), *(g._own_time() for g in self._groups)])
+        now = self._time()
+        for group in self._groups:
+            now = max(now, group._own_time())
         for group in self._groups:
             group._passed(now)
         self._passed(now)

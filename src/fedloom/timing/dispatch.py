@@ -82,7 +82,7 @@ class Dispatch:
         posted = self.jobs.get(number)
         if posted is None:
             return
-        live = self._live.get(number)
+        live = self._live.pop(number, None)
         if live is not None:
             self.host.charge(live.outcome.asked)
             live.coroutine.close()
@@ -183,7 +183,7 @@ class Dispatch:
             if live.ahead is None or live.ahead[1] != steps:
                 self._compute(live, horizon)
             assert live.ahead is not None
-            posted.answers.append((now, "train", steps))
+            posted.answers += ((now, "train", steps),)
             posted.worked += now - live.since
             self._advance(live, live.ahead[0], now)
         elif live.waiting is None:  # a question arrives: answered from what is committed now
@@ -193,7 +193,7 @@ class Dispatch:
             if request.of is not None and not isinstance(answer, Unanswered) and len(answer) < len(request.of):
                 back = live.since + request.within
             live.waiting = (answer,)
-            posted.answers.append((back, "ask", answer))
+            posted.answers += ((back, "ask", answer),)
             self._at(posted, back)
         else:
             (answer,), live.waiting = live.waiting, None
@@ -214,7 +214,6 @@ class Dispatch:
     def _leave(self, posted: Posted, now: float) -> None:
         """A job is no longer under way."""
         del self.jobs[posted.number]
-        self._live.pop(posted.number, None)
         self._cells.leave(posted, now)
         if self._at_work.get(posted.id) == posted.number:
             del self._at_work[posted.id]

@@ -41,7 +41,7 @@ class Posted(Job):
     arrive: float = NEVER
     due: float = NEVER
     cut: float | None = None
-    answers: list[tuple[float, str, Any]] = field(default_factory=list)
+    answers: tuple[tuple[float, str, Any], ...] = ()
     heard: int = 0
     weight: str | None = None
     reply: Message | None = None

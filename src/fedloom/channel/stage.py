@@ -212,7 +212,7 @@ class Channel:
 
     def decode(self, message: Message) -> Message:
         """What arrives at the server."""
-        for stage in reversed(self.stages):
+        for stage in self.stages[::-1]:
             message = stage.decode(message)
         return message
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any
 
 from torch import Tensor
@@ -47,7 +47,7 @@ class Turn:
                 self.coroutine = honest(self.client, **payload)
         except TypeError as e:
             raise self._failure(e, f"could not be called with its payload: {e}") from e
-        if not inspect.iscoroutine(self.coroutine):
+        if not isinstance(self.coroutine, CoroutineType):
             raise self._failure(None, "is not a coroutine: write it as `async def`")
 
     def advance(self, value: Any = None) -> None:

@@ -27,8 +27,7 @@ class Begun(Turn):
 
     def __init__(self, plan: Plan, posted: Posted, since: float) -> None:
         super().__init__(plan, posted)
-        self.posted, self.world = posted, plan.world
-        self.since = since
+        self.posted, self.since = posted, since
         self.ahead: tuple[Trained | Exception, int] | None = None
         self.waiting: Any = None
 
@@ -46,7 +45,8 @@ class Begun(Turn):
         self.posted.heard = len(self.posted.answers)
         while isinstance(self.request, Query):
             self.answer(self.request)
-        seconds = self.world.computes(self.posted.id, self.outcome.queried - before)
+        queried = self.outcome.queried - before
+        seconds = self.plan.world.computes(self.posted.id, queried) if queried else 0.0
         self.since = now + seconds
         return seconds
 
@@ -54,8 +54,8 @@ class Begun(Turn):
         """When it has what it waits for; a question, when it is asked."""
         posted = self.posted
         if isinstance(self.request, Ask):
-            return self.since + self.world.link(posted.id).latency
-        seconds = self.world.seconds(posted.id, posted.key, len(posted.answers), self.outcome.work[-1])
+            return self.since + self.plan.world.link(posted.id).latency
+        seconds = self.plan.world.seconds(posted.id, posted.key, len(posted.answers), self.outcome.work[-1])
         end = self.since + seconds
         return end if posted.cut is None else max(self.since, min(end, posted.cut))
 
@@ -65,7 +65,7 @@ class Begun(Turn):
         if posted.cut is None:
             return work.steps
         elapsed = max(0.0, posted.cut - self.since)
-        return self.world.steps_in(posted.id, posted.key, len(posted.answers), work, elapsed)
+        return self.plan.world.steps_in(posted.id, posted.key, len(posted.answers), work, elapsed)
 
     def catch_up(self, engine: Engine) -> None:
         """Run the program again over the answers it had."""

@@ -39,11 +39,10 @@ class Cells:
         return True
 
     def leave(self, posted: Posted, now: float) -> None:
-        """A transfer is over, if there was one; the others of its cell have more."""
-        if posted.way is not None:
-            del self._inside[self._cell(posted)][posted.number]
-            self._divide(posted, now)
-            posted.way = None
+        """A transfer is over; the others of its cell have more."""
+        del self._inside[self._cell(posted)][posted.number]
+        self._divide(posted, now)
+        posted.way = None
 
     def put_back(self, posted: Posted) -> None:
         """A transfer that was under way before a kill is so again."""

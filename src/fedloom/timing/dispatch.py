@@ -52,7 +52,7 @@ class Dispatch:
         if when is not None:
             posted.hold = when if isinstance(when, int | float) else world.event(when, posted.id, posted.key)
         self.jobs[posted.number] = posted
-        if not self._cells.enter(posted, now, self.host.now):
+        if not self._cells.enter(posted, now, self.host.clock.now):
             posted.reached = now + world.download(posted.id, posted.nbytes)
             posted.arrive = posted.reached + posted.hold
             self._at(posted, posted.arrive)
@@ -127,7 +127,7 @@ class Dispatch:
                     host.clock.reach(until)
                 break
             if self._handle(following, horizon):
-                (got if mine is None or mine(following) else self.mail).append((host.now, following))
+                (got if mine is None or mine(following) else self.mail).append((host.clock.now, following))
         return got
 
     def _from_mail(self, place: int, most: float, mine: Callable[[Posted], bool] | None) -> list[tuple[float, Posted]]:
@@ -214,7 +214,8 @@ class Dispatch:
     def _leave(self, posted: Posted, now: float) -> None:
         """A job is no longer under way."""
         del self.jobs[posted.number]
-        self._cells.leave(posted, now)
+        if posted.way is not None:
+            self._cells.leave(posted, now)
         if self._at_work.get(posted.id) == posted.number:
             del self._at_work[posted.id]
             self._next_at(posted.id, now)
@@ -262,9 +263,10 @@ class Dispatch:
         posted.reply, posted.pending = live.result, outcome.memory
         posted.booked, posted.nbytes = outcome.booked, outcome.nbytes
         posted.ended = now
-        if not self._cells.enter(posted, now, self.host.now):
+        if not self._cells.enter(posted, now, self.host.clock.now):
             self._at(posted, now + self.host.plan.world.upload(posted.id, outcome.nbytes))
-        self.host.send_on(outcome, now)
+        if outcome.outbox:
+            self.host.send_on(outcome, now)
 
     def _next_at(self, id: int, now: float) -> None:
         """The job that came first is next."""

@@ -23,8 +23,8 @@ class Cells:
         self._inside: dict[tuple[int, bool], dict[int, Posted]] = {}
 
     def enter(self, posted: Posted, begins: float, now: float) -> bool:
-        """Start a transfer of its `nbytes`: up where the job has a reply, else down. It may begin a little later than the
-        event that led to it.
+        """Start a transfer of its `nbytes`: up where the job has a reply, else down. It may begin a little later than
+        the event that led to it.
 
         Returns:
             False where links are not shared that way.

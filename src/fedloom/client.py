@@ -132,8 +132,8 @@ def settled(value: Any) -> Any:
 class Book:
     """What no verdict may undo (bytes sent, privacy spent): only ever added to."""
 
-    entries: dict[str, float] = field(default_factory=dict)
-    added: dict[str, float] = field(default_factory=dict)
+    entries: dict[str, float] = field(default_factory=lambda: {})
+    added: dict[str, float] = field(default_factory=lambda: {})
 
     def add(self, name: str, amount: float) -> None:
         """Raises ConfigError for a negative amount: a book only grows."""

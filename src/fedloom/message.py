@@ -241,7 +241,7 @@ def mapped(value: Value, f: Callable[[Value], Value]) -> Value:
 
 def opened(message: Message) -> Message:
     """What the receiver reads: compressed entries made dense, `once` values unwrapped."""
-    for value in message._values.values():
+    for value in message.values():
         if not isinstance(value, _LEAF):
             return mapped(message, _opened)
     return message  # nothing to unpack, as most often
@@ -261,7 +261,7 @@ def check_finite(message: Message, what: str) -> None:
     Raises:
         MessageError: an entry holds NaN or infinity.
     """
-    for name, value in message._values.items():
+    for name, value in message.items():
         if not (_finite(value) if isinstance(value, _LEAF) else all(map(_finite, leaves(value)))):
             raise MessageError(f"{what}: field {name!r} holds NaN or infinity")
 

@@ -145,11 +145,11 @@ class Outcome:
     job: Job
     message: Message | None = None
     memory: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict)
+    booked: dict[str, float] = field(default_factory=lambda: {})
     nbytes: int = 0
-    work: list[Work] = field(default_factory=list)
+    work: list[Work] = field(default_factory=lambda: [])
     queried: float = 0.0
-    outbox: list[Sending] = field(default_factory=list)
+    outbox: list[Sending] = field(default_factory=lambda: [])
     asked: Ledger = field(default_factory=Ledger)
     excluded: str | None = None
     took: float = 0.0

@@ -46,7 +46,7 @@ class Posted(Job):
     weight: str | None = None
     reply: Message | None = None
     pending: dict[str, Any] | None = None
-    booked: dict[str, float] = field(default_factory=dict)
+    booked: dict[str, float] = field(default_factory=lambda: {})
     reached: float | None = None
     hold: float = 0.0
     ended: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -31,6 +32,27 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.a(x)
         return z if float(x.detach().sum()) > 0 else 2 * z
+
+
+class Drops(nn.Module):
+    """A layer that is left out now and then, by Python's own dice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) if random.random() < 0.99 else x)
+
+
+class Alternates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = nn.Linear(6, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.tanh(self.a(x)) if self.calls % 2 else self.a(x)
 
 
 class Counts(nn.Module):
@@ -117,6 +139,8 @@ def test_no_forward_pass_is_made_again(case, monkeypatch):
     [
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), "not the same at every step"),
         (Branch, "not the same at every step"),
+        (Drops, "draws random numbers"),
+        (Alternates, "one step is not like another"),
         (Counts, "one step is not like another"),
         (Stranger, "comes from outside"),
     ],

@@ -6,15 +6,19 @@ into a Python function. These are the very calls of the step looked at, so the r
 
 A step is written down at several numbers of clients. Numbers in its calls that differ are `c * clients + d`; what has
 the same calls for two cohorts has them for every one in between. Whatever could make two steps differ is refused:
-random numbers, looks at values, shapes that follow values, and tensors that nobody has named.
+random numbers, looks at values, shapes that follow values, and tensors that nobody has named. A network that keeps
+count in Python is noticed where its count enters an operator.
 """
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -247,13 +251,18 @@ class Repeated:
         line = _Line(recorder.calls, recorder.slot(losses), recorder.constants, given, clients, clients)
         if any(known.joined(line) for known in self.lines):
             return
-        if len(self.lines) == _LINES:
+        if len(self.lines) == _LINES or any(known.least <= clients <= known.most for known in self.lines):
             raise NotRepeatable("one step is not like another")
         self.lines.append(line)
 
 
 _LINES = 8
 """Different lines for one kind of step, above which it is no kind."""
+
+
+def _chances() -> object:
+    """Where the generators are that operators do not show: what draws from them differs from step to step."""
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
 class Repeat:
@@ -294,9 +303,11 @@ class Repeat:
                 return line(step.active, given)
         if repeated.refused:
             return once(step)
-        recorder = _Recorder(given, self.lasting())
+        recorder, before = _Recorder(given, self.lasting()), _chances()
         with recorder:
             losses = once(step)
+        if before != _chances():
+            recorder.refused = "the network draws random numbers of Python's or NumPy's"
         try:
             repeated.learn(recorder, losses, step.active, len(given))
         except NotRepeatable as e:

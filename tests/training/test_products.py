@@ -44,7 +44,7 @@ class Net(nn.Module):
         super().__init__()
         self.a = nn.Linear(96, 128).requires_grad_(False)
         self.t = nn.Linear(128, 96)
-        self.b = nn.Linear(96, 64, bias=False).requires_grad_(False)
+        self.b = nn.Linear(96, 96, bias=False).requires_grad_(False)
 
     def forward(self, x):
         return self.b(torch.tanh(self.t(torch.tanh(self.a(x)))))

@@ -108,7 +108,8 @@ class Clients:
 
     def idle(self) -> Sequence[int]:
         """Those who are there and have no job under way."""
-        return Without(self.available(), {p.id for p in self._host.dispatch.outstanding()})
+        there, busy = self.available(), self._host.dispatch.busy()
+        return Without.positions(there, busy) if isinstance(there, range) else Without(there, busy)
 
     def only(self, ids: Iterable[int]) -> Clients:
         """The same view of some clients. Several of these in one round overlap in time, until `clients.now` is read
@@ -276,8 +277,11 @@ class Clients:
     @property
     def jobs(self) -> list[Any]:
         """Jobs under way, and replies not yet received: `.number`, `.id`, `.payload`, `.sent`."""
-        mine = set(self._ids) if not isinstance(self._ids, range) else self._ids
-        return [p for p in self._host.dispatch.outstanding() if p.id in mine]
+        jobs = self._host.dispatch.outstanding()
+        if isinstance(self._ids, range):  # everybody
+            return jobs
+        mine = set(self._ids)
+        return [p for p in jobs if p.id in mine]
 
     @property
     def now(self) -> float:

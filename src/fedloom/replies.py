@@ -149,7 +149,7 @@ class Without(Sequence[int]):
         self._gone: Sequence[int] = sorted({ids.index(i) for i in gone if i in ids})
 
     @classmethod
-    def positions(cls, ids: Sequence[int], gone: np.ndarray) -> Without:
+    def positions(cls, ids: Sequence[int], gone: np.ndarray | Sequence[int]) -> Without:
         """Without those at these positions `(m,)`, ascending."""
         made = cls(ids, ())
         made._gone = cast("Sequence[int]", gone)  # as far as bisection goes

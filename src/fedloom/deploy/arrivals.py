@@ -99,6 +99,9 @@ class Arrivals(Dispatch):
                 return got
             self._happens(self.road.event(self._name(), self._ids, until, self.host.now))
 
+    def busy(self) -> list[int]:
+        return sorted({posted.id for posted in self.outstanding()})
+
     def revive(self) -> None:
         """After a kill: what was under way is under way again."""
         for posted in self.jobs.values():

@@ -16,6 +16,7 @@ from fedloom.client import Ask, Unanswered
 from fedloom.training.request import Training
 
 from .begun import Begun, train_together
+from .busy import Busy
 from .cells import Cells
 from .meter import Span
 from .posted import NEVER, Posted
@@ -39,6 +40,7 @@ class Dispatch:
         self.cuts_seen = False
         self._live: dict[int, Begun] = {}
         # all that follows is made of the jobs, and made again after a kill
+        self._occupied = Busy()
         self._queue: list[tuple[float, int]] = []
         self._at_work: dict[int, int] = {}
         self._waiting: dict[int, list[Posted]] = {}
@@ -52,6 +54,7 @@ class Dispatch:
         if when is not None:
             posted.hold = when if isinstance(when, int | float) else world.event(when, posted.id, posted.key)
         self.jobs[posted.number] = posted
+        self._occupied.add(posted.id)
         if not self._cells.enter(posted, now, self.host.clock.now):
             posted.reached = now + world.download(posted.id, posted.nbytes)
             posted.arrive = posted.reached + posted.hold
@@ -59,6 +62,10 @@ class Dispatch:
 
     def outstanding(self) -> list[Posted]:
         return [*self.jobs.values(), *(p for _, p in self.mail)]
+
+    def busy(self) -> list[int]:
+        """Clients with a job under way, or a reply not yet received, ascending."""
+        return self._occupied.ids()
 
     def cut(self, ids: Iterable[int], at: float) -> None:
         """Training that runs there at that time stops; programs go on with what they have."""
@@ -108,6 +115,8 @@ class Dispatch:
         """
         host, most = self.host, NEVER if count is None else count
         got = self._from_mail(0, most, mine)
+        for _, posted in got:
+            self._occupied.remove(posted.id)
 
         def horizon() -> float:
             """The server cannot act before this time."""
@@ -127,7 +136,11 @@ class Dispatch:
                     host.clock.reach(until)
                 break
             if self._handle(following, horizon):
-                (got if mine is None or mine(following) else self.mail).append((host.clock.now, following))
+                if mine is None or mine(following):
+                    got.append((host.clock.now, following))
+                else:
+                    self.mail.append((host.clock.now, following))
+                    self._occupied.add(following.id)
         return got
 
     def _from_mail(self, place: int, most: float, mine: Callable[[Posted], bool] | None) -> list[tuple[float, Posted]]:
@@ -214,6 +227,7 @@ class Dispatch:
     def _leave(self, posted: Posted, now: float) -> None:
         """A job is no longer under way."""
         del self.jobs[posted.number]
+        self._occupied.remove(posted.id)
         if posted.way is not None:
             self._cells.leave(posted, now)
         if self._at_work.get(posted.id) == posted.number:
@@ -310,8 +324,9 @@ class Dispatch:
 
     # ------------------------------------------------------------ after a kill
     def revive(self) -> None:
-        """Make the queue of the jobs, and run every begun program again over the answers it had; the request it waits
-        for follows."""
+        """Make of the jobs who is busy, and the queue; run every begun program again over the answers it had: the
+        request it waits for follows."""
+        self._occupied = Busy(posted.id for posted in self.outstanding())
         for posted in self.jobs.values():
             if posted.began < NEVER:
                 self._at_work[posted.id] = posted.number

@@ -43,7 +43,7 @@ class Step:
         Raises:
             NotStackable: not one loss per sample of a stream.
         """
-        seed = self.seeds.get(len(losses)) if losses.dim() == 1 else None
+        seed = self.seeds.get(losses.numel()) if losses.dim() == 1 else None
         if seed is None:
             raise NotStackable(
                 f"the loss must give one value per sample; for {max(self.sizes)} samples it gave {tuple(losses.shape)}"
@@ -83,7 +83,8 @@ def steps(
 def _step(active: int, parts: dict[str, tuple[Data, Tensor, bool]]) -> Step:
     if "" in parts:
         batch, seed, padded = parts[""]
-        return Step(active, batch, (len(seed),), {len(seed): seed}, padded)
+        n = seed.numel()
+        return Step(active, batch, (n,), {n: seed}, padded)
     seeds: dict[int, Tensor] = {}
     for batch, seed, _ in parts.values():
         n = len(batch)
@@ -132,7 +133,7 @@ class _Stream:
                     if self.exact and (real := self.schedules[0].counts[at + i]) != self.width:
                         batch = [x.unflatten(0, (b, -1))[:, :real].flatten(0, 1) for x in batch]
                         seed = self._even(b, real)
-                    yield Data.cut(dict(zip(names, batch)), len(seed)), seed, seeds is not None and not self.exact
+                    yield Data.cut(dict(zip(names, batch)), seed.numel()), seed, seeds is not None and not self.exact
 
     def _index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""

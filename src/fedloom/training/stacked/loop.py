@@ -115,7 +115,7 @@ class _Track:
 
     def __call__(self, losses: Tensor, seed: Tensor, active: int) -> None:
         """One step's losses `(active*B,)` and what backward began with."""
-        width = len(losses) // active
+        width = losses.numel() // active
         if width != self.width or len(self.held) >= 256:
             self.settle()
             self.width = width

@@ -270,7 +270,7 @@ class Repeat:
 
     Args:
         known: what was seen of like steps before, by kind; it is added to.
-        kind: all that steps of this cohort have in common, but for the shape of a batch.
+        kind: all that steps of this cohort have in common, but for their batches.
         inside: gives the tensors a step may read or change, besides its batch, in one order.
         lasting: gives those it may read that never change.
     """
@@ -283,7 +283,7 @@ class Repeat:
         lasting: Callable[[], list[Tensor]],
     ) -> None:
         self.known, self.kind, self.inside, self.lasting = known, kind, inside, lasting
-        self._shape: object = None
+        self._width = 0
         self._repeated = Repeated()
 
     def __call__(self, step: Step, once: Callable[[Step], Tensor]) -> Tensor:
@@ -292,10 +292,10 @@ class Repeat:
             return once(step)
         batch = [step.batch[name] for name in step.batch]
         given = [*batch, *step.seeds.values(), *self.inside()]
-        shape = (len(batch[0]) // step.active, *(t.shape[1:] for t in batch))
-        if shape != self._shape:
-            self._shape = shape
-            key = (*self.kind, shape, *(t.dtype for t in batch), *step.batch)
+        width = step.sizes[0] // step.active
+        if width != self._width:
+            self._width = width
+            key = (*self.kind, width, *((name, t.shape[1:], t.dtype) for name, t in zip(step.batch, batch)))
             self._repeated = self.known.setdefault(key, Repeated())
         repeated = self._repeated
         for line in repeated.lines:

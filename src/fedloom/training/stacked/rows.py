@@ -185,13 +185,18 @@ class Row(Tensor):
         name = getattr(func, "__name__", "")
         if isinstance(args[0] if args else None, Row) and _in_place(name):
             args[0]._built = args[0].build().clone()  # others may hold what was built
-            func(args[0]._built, *tree_map(_plain, args[1:]), **tree_map(_plain, kwargs))
+            func(args[0]._built, *_all_plain(args[1:]), **tree_map(_plain, kwargs))
             return args[0]
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
+        return func(*_all_plain(args), **(tree_map(_plain, kwargs) if kwargs else {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*tree_map(_plain, args), **tree_map(_plain, kwargs or {}))
+        return func(*_all_plain(args), **(tree_map(_plain, kwargs) if kwargs else {}))
+
+
+def _all_plain(args: Sequence[Any]) -> list[Any]:
+    """Operands, most of which are no lists."""
+    return [tree_map(_plain, x) if isinstance(x, list | tuple | dict) else _plain(x) for x in args]
 
 
 def _in_place(name: str) -> bool:

@@ -86,18 +86,16 @@ class Arrivals(Dispatch):
     def receive(
         self, count: int | None, until: float, mine: Callable[[Posted], bool] | None = None, linger: bool = True
     ) -> list[tuple[float, Posted]]:
-        got: list[tuple[float, Posted]] = []
-        most, looked = NEVER if count is None else count, 0
-        while True:
-            if looked < len(self.mail):
-                got += self._from_mail(looked, most - len(got), mine)
-                looked = len(self.mail)
-            if len(got) >= most or (count is None and until == NEVER and got) or until <= self.host.now:
-                return got
+        most = NEVER if count is None else count
+        got = self._from_mail(most, mine)
+        while not (len(got) >= most or (count is None and until == NEVER and got) or until <= self.host.now):
             none_left = not self.jobs if mine is None else not any(map(mine, self.jobs.values()))
             if none_left and (until == NEVER or not linger or not self.jobs):
-                return got
-            self._happens(self.road.event(self._name(), self._ids, until, self.host.now))
+                break
+            arrived = self._happens(self.road.event(self._name(), self._ids, until, self.host.now))
+            if arrived is not None:
+                (got if mine is None or mine(arrived) else self.mail).append((self.host.now, arrived))
+        return got
 
     def busy(self) -> list[int]:
         return sorted({posted.id for posted in self.outstanding()})
@@ -120,21 +118,23 @@ class Arrivals(Dispatch):
         self._place = (version, k + 1) if version == self.host.version else (self.host.version, 0)
         return f"event {self._place[0]}/{self._place[1]}"
 
-    def _happens(self, event: Event) -> None:
+    def _happens(self, event: Event) -> Posted | None:
+        """The job whose reply has arrived by it and counts, if one has."""
         now = self.host.clock.reach(float(event["at"]))
         if event["kind"] == "until":
-            return
+            return None
         posted = self._ids[event["job"]]
         if event["kind"] == "lost":
             self.refuse(posted.number, "no reply by the deadline")
         elif event["refused"] is not None:
             self.host.left_out(self.span(posted, now, event["refused"]))
             self._gone(posted)
-        else:
-            self._arrives(posted, self.road.outcome(event["job"], posted), now)
+        elif self._arrives(posted, self.road.outcome(event["job"], posted), now):
+            return posted
+        return None
 
-    def _arrives(self, posted: Posted, outcome: Outcome, now: float) -> None:
-        """A reply enters the server program: now its writes count."""
+    def _arrives(self, posted: Posted, outcome: Outcome, now: float) -> bool:
+        """A reply enters the server program: now its writes count, unless it is refused; whether there is one."""
         host = self.host
         posted.reply, posted.booked, posted.nbytes = outcome.message, outcome.booked, outcome.nbytes
         if outcome.message is None or outcome.excluded is not None:
@@ -146,12 +146,12 @@ class Arrivals(Dispatch):
             outcome.excluded = refusal(posted, host.plan)
             if outcome.excluded is None:
                 host.counts(posted.id, outcome.memory)
-                self.mail.append((now, posted))
             else:
                 host.left_out(self.span(posted, now, outcome.excluded))
         if outcome.excluded is None:
             host.send_on(outcome, now)
         self._gone(posted)
+        return outcome.message is not None and outcome.excluded is None
 
     def _gone(self, posted: Posted) -> None:
         """No longer under way; its client goes on with what waits for it."""

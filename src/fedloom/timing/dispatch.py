@@ -114,7 +114,7 @@ class Dispatch:
             linger: wait until `until` even when no more can come.
         """
         host, most = self.host, NEVER if count is None else count
-        got = self._from_mail(0, most, mine)
+        got = self._from_mail(most, mine)
         for _, posted in got:
             self._occupied.remove(posted.id)
 
@@ -143,14 +143,14 @@ class Dispatch:
                     self._occupied.add(following.id)
         return got
 
-    def _from_mail(self, place: int, most: float, mine: Callable[[Posted], bool] | None) -> list[tuple[float, Posted]]:
-        """Replies that have arrived, from a place in the mail on, at most so many; the others stay."""
+    def _from_mail(self, most: float, mine: Callable[[Posted], bool] | None) -> list[tuple[float, Posted]]:
+        """Replies that have arrived before, at most so many; the others stay."""
         taken: list[tuple[float, Posted]] = []
         stay: list[tuple[float, Posted]] = []
-        for entry in self.mail[place:]:
+        for entry in self.mail:
             fits = len(taken) < most and (mine is None or mine(entry[1]))
             (taken if fits else stay).append(entry)
-        self.mail[place:] = stay
+        self.mail = stay
         return taken
 
     # ------------------------------------------------------------ events

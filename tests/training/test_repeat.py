@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -172,3 +174,13 @@ def test_learning_rates_are_not_mixed_up():
         out = train_stacked(cohort(model, sizes=[20, 20], solver=solver))
         alone = train_stacked(cohort(model_of(softmax), sizes=[20, 20], solver=solver))
         assert all(torch.equal(a.vector.clone(), b.vector.clone()) for a, b in zip(out, alone))
+
+
+def test_no_compiler_is_imported_for_it():
+    code = """
+import sys, fedloom as fl
+from fedloom.testing import Trial
+Trial(fl.FedAvg()).run(engine="stacked", rounds=3)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

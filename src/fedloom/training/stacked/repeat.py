@@ -83,6 +83,11 @@ class _Recorder(TorchDispatchMode):
         for t in given:
             self._new(t)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled, and being kept from it would import the compiler: a second, and 30 MB."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.refused:

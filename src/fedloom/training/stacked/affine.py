@@ -68,8 +68,12 @@ class AffineSteps:
             return None
         beside = [*self.speed.values(), *(self.shift or ()), *(self.pull or ())]
         parts = tuple(w.name for w in blocks.weights), tuple(len(t) == self.cohort.k for t in beside)
+
+        def inside() -> list[Tensor]:
+            return [*blocks.stacks, *self.speed.values(), *self.speeds, *self.shifts, *self.pulls]
+
         kind = (str(model.block), model.training, self.form, self.clip, *parts)
-        return Repeat(twin.repeated, kind, lambda: [*blocks.stacks, *beside], twin.lasting)
+        return Repeat(twin.repeated, kind, inside, twin.lasting)
 
     def _lazy(self, layer: LazyDense, start: Tensor | None, shift: Shift, pull: Shift, rank: int) -> LazyDense:
         form, velocity, layout = self.form, self.form.velocity, self.cohort.layout
@@ -110,6 +114,9 @@ class AffineSteps:
         self.blocks.active(k)
         for layer in self.lazies:
             layer.active(k)
+        self.shifts = [p[:k] for p in self.shift or ()]
+        self.pulls = [p[:k] for p in self.pull or ()]
+        self.speeds = [v[:k] for v in self.speed.values()]
 
     def step(self, step: Step, track: Track) -> None:
         losses = self._once(step) if self.repeat is None else self.repeat(step, self._once)
@@ -130,25 +137,25 @@ class AffineSteps:
                 w.flush(scale)
             for layer in lazies:
                 layer.flush(scale)
-            self._move(step.active)
+            self._move()
         return losses
 
-    def _move(self, k: int) -> None:
+    def _move(self) -> None:
         """What is left of a step once the gradients are in: constants, and the velocity."""
         stacks, form = self.blocks.stacks, self.form
         if not stacks:
             return
         if form.velocity is not None:
-            speed = [v[:k] for v in self.speed.values()]
+            speed = self.speeds
             if form.velocity.w:
                 torch._foreach_add_(speed, stacks, alpha=form.velocity.w)
-            if self.pull is not None:
-                torch._foreach_add_(speed, [p[:k] for p in self.pull])
+            if self.pulls:
+                torch._foreach_add_(speed, self.pulls)
             if form.w != 1:
                 torch._foreach_mul_(stacks, form.w)
             torch._foreach_add_(stacks, speed, alpha=form.velocity.step)
-        if self.shift is not None:
-            torch._foreach_add_(stacks, [p[:k] for p in self.shift])
+        if self.shifts:
+            torch._foreach_add_(stacks, self.shifts)
 
     # ------------------------------------------------------------ results
     def pieces(self) -> list[Piece]:

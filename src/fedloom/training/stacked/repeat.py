@@ -202,7 +202,7 @@ def _written(line: _Line) -> Callable[..., Tensor]:
         if isinstance(x, Slot):
             return f"t{x.number}"
         if isinstance(x, Scaled):
-            return f"{x.times}*clients+{x.plus}"
+            return f"{x.times} * clients + {x.plus}"
         if isinstance(x, list):
             return f"[{', '.join(map(text, x))}]"
         if x is None or type(x) in (int, bool):
@@ -233,6 +233,7 @@ _SAME = (
     *("bmm", "mm", "addmm", "baddbmm", "add", "mul", "sub", "div", "neg", "exp", "relu", "tanh", "sigmoid", "gelu"),
     *("t", "transpose", "unsqueeze", "sum", "select", "gather", "cat", "stack", "_log_softmax", "clone", "permute"),
     *("add_", "mul_", "neg_", "exp_", "baddbmm_", "scatter_add_", "copy_", "view", "expand", "addmm_", "sub_", "div_"),
+    *("new_full", "new_zeros", "_foreach_add_", "_foreach_mul_", "ne", "eq", "threshold_backward", "mean"),
 )
 """Operators whose Python form, 1 us quicker to call, takes the same arguments in the same order."""
 

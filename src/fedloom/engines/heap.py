@@ -105,6 +105,7 @@ class _Side:
     def __init__(self, heap: Heap, plan: Plan) -> None:
         self.heap, self.plan = heap, plan
         self._put: dict[int, tuple[Place, Tensor]] = {}  # by id: what was copied in for this exchange, kept alive
+        self._sent: dict[int, Tensor] = {}  # the same, by address
 
     def place(self, obj: Tensor, tensor: Tensor) -> Place:
         """Where it lies, or a copy: one for all mentions of one object."""
@@ -112,7 +113,8 @@ class _Side:
         if known is not None:
             return known
         if id(obj) not in self._put:
-            self._put[id(obj)] = self.heap.put(tensor), obj
+            place = self.heap.put(tensor)
+            self._put[id(obj)], self._sent[place.address] = (place, obj), obj
         return self._put[id(obj)][0]
 
     def shared(self, tensor: Tensor) -> Place | None:
@@ -141,7 +143,7 @@ class ParentSide(_Side):
         return Place(tensor.data_ptr(), tensor.nbytes, tensor.dtype, tuple(tensor.shape))
 
     def claim(self, place: Place) -> Tensor:
-        mine = next((obj for p, obj in self._put.values() if p.address == place.address), None)
+        mine = self._sent.get(place.address)
         if mine is not None:  # what was sent came back
             return mine
         held = self._blocks.get(place.address)
@@ -161,6 +163,7 @@ class ParentSide(_Side):
         for place, _ in self._put.values():
             self.heap.give(place.address, place.nbytes)
         self._put.clear()
+        self._sent.clear()
 
 
 class WorkerSide(_Side):
@@ -188,3 +191,4 @@ class WorkerSide(_Side):
     def hand_over(self) -> None:
         """What was written belongs to the reader now."""
         self._put.clear()
+        self._sent.clear()

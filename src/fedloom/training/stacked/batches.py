@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,15 +151,13 @@ class _Stream:
 
     def _seeds(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor | None:
         """`(t1 - t0, active * width)`; None where every batch is full."""
-        real = [self.schedules[j].counts[t0 : min(t1, counts[j])] for j in range(active)]
-        if all(min(r) == self.width for r in real):
+        real = np.full((active, t1 - t0), self.width)  # of those that have ended, nobody looks at the rest
+        for mine, schedule, end in zip(real, self.schedules, counts):
+            some = schedule.counts[t0 : min(t1, end)]
+            mine[: len(some)] = some
+        if (real == self.width).all():
             return None
-        n = (
-            torch.tensor([[*r, *[1] * (t1 - t0 - len(r))] for r in real], dtype=self.dtype)
-            .t()
-            .contiguous()
-            .unsqueeze(2)
-        )
+        n = torch.from_numpy(real.T.copy()).to(self.dtype).unsqueeze(2)
         seeds = (torch.arange(self.width) < n).to(self.dtype) / n
         return seeds.view(t1 - t0, -1).to(self.device)
 

@@ -127,8 +127,8 @@ class _Track:
             self.heard = True
             losses, seeds = (torch.cat(part) for part in zip(*self.held))
             means = (losses * seeds).double().view(-1, self.width).sum(1)
-            for mine, active in zip(means.split(self.active), self.active):
-                self.total[:active] += mine
+            clients = torch.arange(len(self.total)) < torch.tensor(self.active).unsqueeze(1)
+            self.total.index_add_(0, clients.nonzero()[:, 1].to(means.device), means)
             self.held, self.active = [], []
 
     def sums(self) -> list[float]:

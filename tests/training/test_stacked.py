@@ -622,6 +622,19 @@ def test_rows_outlive_their_chunk():
         torch.testing.assert_close(d + 0, (r.start - w) / 2)
 
 
+def test_short_vectors_are_not_deferred():
+    """And neither the chunk's memory nor the vector of anybody else is kept with one."""
+    model = model_of(mlp)
+    first = cohort(model)
+    kept = [out.vector for out in train_stacked(first)]
+    wanted = [reference(r)[0] for r in first]
+    train_stacked(cohort(model, sizes=[12, 11]))  # the same memory
+    for v, w in zip(kept, wanted):
+        assert type(v) is Tensor
+        assert v.untyped_storage().nbytes() == w.nbytes
+        torch.testing.assert_close(v, w)
+
+
 def test_training_goes_on_from_a_row():
     requests = cohort(model_of(wide))
     first = train_stacked(requests)

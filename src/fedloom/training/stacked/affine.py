@@ -188,6 +188,10 @@ class LazyPiece:
     def copy(self, j: int, out: Tensor) -> None:
         self.layer.copy(j, *self._views(out))
 
+    def copy_all(self, out: Tensor) -> None:
+        for j, vector in enumerate(out):
+            self.copy(j, vector)
+
     def add(self, acc: Tensor, js: Any, weights: Tensor) -> None:
         self.layer.add(*self._views(acc), js, weights)
 

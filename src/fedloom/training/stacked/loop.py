@@ -76,13 +76,14 @@ def _together(requests: Sequence[Training], twin: Twin, exact: bool = False) -> 
     tracked = _loop(cohort, twin, stepping, exact)
     twin.how = stepping.how
     chunk = twin.chunk = Chunk(stepping.pieces(), cohort.first.start)
+    vectors = chunk.vectors([r.start for r in cohort.requests])
     out: dict[int, Trained] = {}
     for j, (i, r) in enumerate(zip(cohort.order, cohort.requests)):
         if r.steps == 0:
             out[i] = _untouched(r)
         else:
             carry, loss = stepping.carry(j), tracked[j] / r.steps
-            out[i] = Trained(chunk.row(j, r.start), r.steps, r.solver.lr, carry, loss)
+            out[i] = Trained(vectors[j], r.steps, r.solver.lr, carry, loss)
     return [out[i] for i in range(len(requests))]
 
 

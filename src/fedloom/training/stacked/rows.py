@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+SHORT = 1 << 13
+"""Numbers in a vector up to which putting off an operation costs more than doing it."""
+
 
 class Piece(Protocol):
     """Some entries of the vectors of a chunk's clients, in whatever form training left them."""
 
     def copy(self, j: int, out: Tensor) -> None:
         """Write client j's entries into its vector `(d,)`."""
+        ...
+
+    def copy_all(self, out: Tensor) -> None:
+        """Write the entries of the first clients into their vectors `(k, d)`."""
         ...
 
     def add(self, acc: Tensor, js: Sequence[int], weights: Tensor) -> None:
@@ -40,6 +47,9 @@ class Shared:
     def copy(self, j: int, out: Tensor) -> None:
         out[self.span] = self.start[self.span]
 
+    def copy_all(self, out: Tensor) -> None:
+        out[:, self.span] = self.start[self.span]
+
     def add(self, acc: Tensor, js: Sequence[int], weights: Tensor) -> None:
         acc[self.span].add_(self.start[self.span], alpha=float(weights.sum()))
 
@@ -55,6 +65,9 @@ class Dense:
 
     def copy(self, j: int, out: Tensor) -> None:
         out[self.span] = self.matrix[j]
+
+    def copy_all(self, out: Tensor) -> None:
+        out[:, self.span] = self.matrix[: len(out)]
 
     def add(self, acc: Tensor, js: Sequence[int], weights: Tensor) -> None:
         acc[self.span].addmv_(picked(self.matrix, js).t(), weights)
@@ -80,8 +93,17 @@ class Chunk:
         self._handles: list[weakref.ref[Handle]] = []
         self._finite: bool | None = None
 
+    def vectors(self, starts: Sequence[Tensor]) -> list[Tensor]:
+        """The trained vectors of the first clients: deferred, or, where they are short, as they are."""
+        if self.size > SHORT:
+            return [self.row(j, start) for j, start in enumerate(starts)]
+        matrix = torch.empty(len(starts), self.size, dtype=self.dtype, device=self.device)
+        for piece in self.parts():
+            piece.copy_all(matrix)
+        return [row.clone() for row in matrix.unbind()]  # who keeps one does not keep all
+
     def row(self, j: int, start: Tensor) -> Row:
-        """Client j's trained vector."""
+        """Client j's trained vector, deferred."""
         handle = Handle(self, j)
         self._handles.append(weakref.ref(handle))
         return Row(handle, start)

@@ -26,6 +26,18 @@ def softmax() -> nn.Module:
     return nn.Linear(6, 3)
 
 
+class Conjugate(nn.Module):
+    """Some operators give back the same memory, read otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.view_as_complex(self.a(x).view(len(x), 3, 2))
+        return torch.view_as_real(z * z.conj() + z).sum(2) + z.conj().imag
+
+
 class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -102,6 +114,15 @@ CASES = {
     "decay": (mlp, {"solver": SGD(lr=0.05, epochs=2, batch_size=4, weight_decay=0.1)}),
     "clip": (mlp, {"solver": SGD(lr=0.05, epochs=2, batch_size=4, clip=0.5)}),
     "velocity": (softmax, {"step": heavy_ball}),
+    "both": (
+        softmax,
+        {
+            "step": shifted,
+            "own": ("shift",),
+            "solver": SGD(lr=0.05, epochs=2, batch_size=4, momentum=0.9, weight_decay=0.1),
+        },
+    ),
+    "conjugate": (Conjugate, {}),
     "starts": (mlp, {"starts": True}),
     "many": (softmax, {"solver": SGD(lr=0.05, epochs=2, batch_size=20)}),  # some losses are long, some short
 }

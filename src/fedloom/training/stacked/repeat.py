@@ -78,10 +78,11 @@ class _Recorder(TorchDispatchMode):
         self.constants: dict[int, Tensor] = {}
         self.refused = ""
         self._lasting = {id(t): t for t in lasting}
-        self._held: list[Tensor] = []
+        self._held = list(given)
         self._slots: dict[object, int] = {}
-        for t in given:
-            self._new(t)
+        self._count = len(given)
+        for number, t in enumerate(given):  # one may be there twice
+            self._slots.setdefault(_place(t), number)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -99,10 +100,9 @@ class _Recorder(TorchDispatchMode):
         except NotRepeatable as e:  # in the middle of a step: it goes on
             self.refused = str(e)
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)
-        met = len(self._slots)
+        out, met = func(*args, **kwargs), self._count
         slots = self._read(out, new=True)
-        if len(self._slots) > met or func._schema.is_mutable:  # anything else gave back what it was given
+        if self._count > met or func._schema.is_mutable:  # anything else gave back what it was given
             self.calls.append(Call(func, *named, slots))
         return out
 
@@ -118,7 +118,9 @@ class _Recorder(TorchDispatchMode):
 
     def _new(self, t: Tensor) -> int:
         self._held.append(t)
-        return self._slots.setdefault(_place(t), len(self._slots))
+        number = self._slots.setdefault(_place(t), self._count)
+        self._count += number == self._count
+        return number
 
     def _read(self, x: Any, new: bool = False) -> Any:
         if isinstance(x, Tensor):
@@ -134,7 +136,7 @@ _UNLIKE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, t
 
 
 def _place(t: Tensor) -> object:
-    return t.data_ptr(), t.shape, t.stride(), t.dtype
+    return t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_conj(), t.is_neg()
 
 
 @dataclass

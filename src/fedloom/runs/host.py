@@ -13,7 +13,7 @@ from torch import Tensor
 from fedloom.asked import Asked, Summed
 from fedloom.channel.ledger import Ledger
 from fedloom.channel.stage import Exchange
-from fedloom.client import Ask, Client, Query, Unanswered
+from fedloom.client import Ask, Query
 from fedloom.clients import Clients
 from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Engine, Job, Outcome, Plan
@@ -32,6 +32,7 @@ from fedloom.timing.posted import Posted
 from fedloom.training.request import Training
 from fedloom.trees import is_mapping, is_row
 
+from .answering import answer_to, returned
 from .judging import judged
 from .mixing import mixed
 
@@ -380,40 +381,8 @@ class Host:
         return reply
 
     def answer(self, question: Ask, id: int) -> Any:
-        """A question in mid-job; where failures are excluded, one here is its asker's."""
-        if self.plan.on_failure == "raise":
-            return self._answered(question, id)
-        try:
-            return self._answered(question, id)
-        except Exception as e:
-            return Unanswered(f"its question in mid-job could not be answered: {type(e).__name__}: {e}")
-
-    def _answered(self, question: Ask, id: int) -> Any:
-        """Of the server's last state, or of peers' committed memories."""
-        if question.of is None:
-            if self.plan.channel.secure is not None and question.message:
-                raise NotSupported(
-                    f"a question in mid-job tells the server something of one client, and {self.plan.channel.secure} "
-                    f"lets it see sums alone; drop that stage, or ask without a message"
-                )
-            return question.program(self.state, **question.message)
-        replies: list[Reply] = []
-        for peer in question.of:
-            answer = self._said(question.program, peer, ("ask", peer, id, self.version), question.message)
-            message = opened(answer if answer is not None else Message())
-            n = self.plan.federation.size(peer)
-            replies.append(Reply(peer, n, len(replies), 0, self.now, self.now, question.message, message))
-        return Replies(tuple(replies))
-
-    def _said(self, program: Callable[..., Any], id: int, key: tuple[Any, ...], message: Mapping[str, Any]) -> Any:
-        """What a program returns at a client, over what it has committed; what it writes is dropped."""
-        work = program(Client(self.plan, id, key, dict(self.memory_of(id)), self.now), **message)
-        try:
-            request = work.send(None)
-            while True:
-                request = work.send(self.at_once(request))
-        except StopIteration as end:
-            return end.value
+        """A question in mid-job, see `answer_to`."""
+        return answer_to(self, question, id)
 
     def at_once(self, request: Training | Query) -> Any:
         """Work done on the spot, for the server's own learning and for answers to questions."""
@@ -444,7 +413,7 @@ class Host:
                 f"clients.mean(...), whose bytes count. To look is for evaluate(state, clients)"
             )
         honest = self.plan.enclosed(self.plan.place(program))
-        return {i: self._said(honest, i, (i, self.version, "look"), down) for i in map(index, ids)}
+        return {i: returned(self, honest, i, (i, self.version, "look"), down) for i in map(index, ids)}
 
 
 def _singles(value: Any) -> list[Once]:

@@ -1,7 +1,8 @@
 """Large matrix products by the quicker of the two libraries PyTorch carries.
 
-`torch.mm` asks the BLAS PyTorch was built with, which on AVX-512 processors of other makers than its own uses half of
-their vector width; oneDNN, there for convolutions, uses all of it: 205 GFLOP/s against 91 on a core of an AMD EPYC.
+`torch.mm` asks the BLAS PyTorch was built with, MKL, which on AVX-512 processors of other makers than its own uses half
+of their vector width; oneDNN, there for convolutions, uses all of it: 205 GFLOP/s against 91 on a core of an AMD EPYC.
+On processors of MKL's own maker, where it is taken as well, nothing was measured.
 Both compute in float32 and sum in an order of their own, so they agree up to rounding. Which one is taken depends on
 the processor and the shapes alone: a run repeats itself to the bit.
 """

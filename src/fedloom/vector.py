@@ -57,6 +57,16 @@ class Layout:
         """The flat vector of named tensors `(*shape)`, copied."""
         return torch.cat([tree[n].reshape(-1) for n in self.shapes])
 
+    def keep_statistics(self, moved: Tensor, mean: Tensor) -> Tensor:
+        """`moved` `(d,)` with the running statistics of `mean` `(d,)`.
+
+        A server's step, its momentum or its moments are for weights. Statistics are averaged and nothing else: carried
+        on along their last way, a variance becomes negative.
+        """
+        if self.trainable == self.size:
+            return moved
+        return torch.cat([moved[: self.trainable], mean[self.trainable :]])
+
     def where(self, *patterns: str) -> Tensor:
         """Boolean `(d,)`: entries of the pieces whose name matches any shell pattern (`"*.bias"`, `"head.*"`).
 

@@ -3,7 +3,8 @@
     Delta = sum_i (n_i / n) (y_i - x)
     m <- momentum * m + Delta;    x <- x + server_lr * m
 
-A steady Delta is amplified to Delta / (1 - momentum), so a good server_lr shrinks as momentum grows.
+A steady Delta is amplified to Delta / (1 - momentum), so a good server_lr shrinks as momentum grows. Running statistics
+are averaged, without momentum.
 Sent: x down, y_i - x up. Kept at clients: nothing; at the server m.
 """
 
@@ -84,4 +85,5 @@ class FedAvgM(Method):
         if got.count == 0:
             return state
         m = self.momentum * state.m + got.delta
-        return FedAvgMState(params=state.params + self.server_lr * m, m=m)
+        params, mean = state.params + self.server_lr * m, state.params + got.delta
+        return FedAvgMState(params=clients.model.layout.keep_statistics(params, mean), m=m)

@@ -4,7 +4,7 @@
     h <- h - alpha / N sum_{i in S} (y_i - x);                  x <- mean_{i in S} y_i - h / alpha
 
 N counts all clients. h = (1/N) sum_i g_i always; at a fixed point g_i = grad f_i(x) and h = 0, so x is optimal.
-Sent: x down, y_i - x up. Kept at a client: g_i (zero before its first job).
+Running statistics are averaged, without h. Sent: x down, y_i - x up. Kept at a client: g_i (zero before its first job).
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class FedDyn(Method):
             return state
         h = state.h - self.alpha * got.count / len(clients.ids) * got.delta
         mean = state.params + got.delta
-        return FedDynState(params=mean - h / self.alpha, h=h, mean=mean)
+        params = clients.model.layout.keep_statistics(mean - h / self.alpha, mean)
+        return FedDynState(params=params, h=h, mean=mean)
 
     def evaluate(self, state: FedDynState, clients: Clients) -> dict[str, Evaluation]:
         return {"global": clients.evaluate(state.params), "mean": clients.evaluate(state.mean)}

@@ -7,6 +7,7 @@
             (1 - (1 - lr mu)^tau_i) / (lr mu)                   proximal pull mu
 
 |a_i| is the weight all gradients of a job have together in y_i - x, in units of lr. With equal |a_i| it is FedAvg.
+Running statistics are averaged as they are, not divided by |a_i|.
 Sent: x down, d_i and |a_i| up. Kept at clients: nothing.
 """
 
@@ -91,8 +92,9 @@ class FedNova(Method):
         if self.mu:
             step, pull = proximal, {"mu": self.mu, "anchor": params}
         out = await client.train(params, solver=self.solver, steps=steps, step=step, extras=pull)
-        norm = self.norm(out.steps)
-        return Message(direction=(out.vector - params) / (norm or 1.0), norm=norm)
+        norm, delta = self.norm(out.steps), out.vector - params
+        direction = client.model.layout.keep_statistics(delta / (norm or 1.0), delta)
+        return Message(direction=direction, norm=norm)
 
     def steps(self, client: Client) -> int | None:
         """Steps of this job where its epochs are drawn; None: as the solver says."""
@@ -110,4 +112,7 @@ class FedNova(Method):
 
     def round(self, state: FedNovaState, clients: Clients) -> FedNovaState:
         got = clients.mean(self.local, clients.sample(self.cohort), params=state.params)
-        return replace(state, params=state.params + got.norm * got.direction) if got.count else state
+        if got.count == 0:
+            return state
+        step = clients.model.layout.keep_statistics(got.norm * got.direction, got.direction)
+        return replace(state, params=state.params + step)

@@ -7,7 +7,8 @@
     FedYogi     v <- v - (1 - b2) Delta^2 sign(v - Delta^2)
     x <- x + server_lr * m / (sqrt(v) + tau)                elementwise, no bias correction, v_0 = tau^2
 
-Sent: x down, y_i - x up. Kept at clients: nothing; at the server m and v.
+Running statistics are averaged, without moments. Sent: x down, y_i - x up. Kept at clients: nothing; at the server m
+and v.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class FedOpt(Method):
             return state
         m = self.b1 * state.m + (1 - self.b1) * got.delta
         v = self.second(state.v, got.delta.square())
-        return FedOptState(params=state.params + self.server_lr * m / (v.sqrt() + self.tau), m=m, v=v)
+        params, mean = state.params + self.server_lr * m / (v.sqrt() + self.tau), state.params + got.delta
+        return FedOptState(params=clients.model.layout.keep_statistics(params, mean), m=m, v=v)
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """The second moment, from its old value and the squared update."""

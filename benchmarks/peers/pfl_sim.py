@@ -3,9 +3,9 @@ torch.distributed.
 
 Training, weighting, aggregation and the central optimizer are pfl's own (`FederatedAveraging`,
 `SimulatedBackend`, `WeightByDatapoints`, SGD with learning rate 1). Users of unequal size are dealt to the
-processes by pfl's `user_id_to_weight`. Every user takes part once a round; its samples are laid out in the
-round's batch order, since pfl slices batches in order. Evaluation is off but for pfl's first round, which
-no timing includes.
+processes by pfl's `user_id_to_weight`. Every user takes part once a round; its samples are laid out once an
+epoch in that epoch's order, and pfl asks the user's dataset for its batches once an epoch. It would ask for
+them in evaluation too, so evaluation is off, also in pfl's first round, where no parameter of pfl turns it off.
 """
 
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false
@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,16 @@ def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -
     from pfl.data.pytorch import PyTorchTensorDataset
     from pfl.data.sampling import get_user_sampler
     from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
-    from pfl.metrics import Metrics, Weighted
+    from pfl.metrics import Metrics
     from pfl.model.pytorch import PyTorchModel
 
-    if work.method != "fedavg" or work.cohort or work.epochs != 1:
-        raise ValueError(f"{work.name}: here pfl runs FedAvg, one epoch, every client in every round")
+    if work.method != "fedavg" or work.cohort:
+        raise ValueError(f"{work.name}: here pfl runs FedAvg with every client in every round")
     clients, offsets, plan = len(work.sizes), work.offsets, reader(plans, work)
     now = _Round()
 
     class Network(torch.nn.Module):
-        """The network with the two functions that pfl calls."""
+        """The network with the two functions that pfl requires; without evaluation it calls only the first."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -97,14 +98,27 @@ def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -
         def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(self.net(x), y)
 
-        @torch.no_grad()
         def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
-            return {"loss": Weighted(float(F.cross_entropy(self.net(x), y, reduction="sum")), len(y))}
+            raise NotImplementedError("evaluation is off")
 
-    def user(client: int) -> PyTorchTensorDataset:
-        index = now.orders[client][0] + offsets[client]
-        tensors = (work.x.index_select(0, index), work.y.index_select(0, index))
-        return PyTorchTensorDataset(tensors, user_id=str(client))
+    class Model(PyTorchModel):
+        """pfl's model without evaluation: pfl asks for it in round 0 whatever `evaluation_frequency` is."""
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> Metrics:
+            return Metrics()
+
+    class User(PyTorchTensorDataset):
+        """A user of one round, whose samples come in another order in each epoch. Where nothing is evaluated only
+        pfl's `do_multiple_epochs_of` calls `iter`, once an epoch."""
+
+        def __init__(self, client: int) -> None:
+            epochs = [(work.x.index_select(0, index), work.y.index_select(0, index)) for index in now.indices[client]]
+            super().__init__(epochs[0], user_id=str(client))  # tells its size, hence its weight
+            self._epochs = iter(epochs)
+
+        def iter(self, batch_size: int) -> Iterable[tuple[torch.Tensor, ...]]:
+            x, y = next(self._epochs)  # asked once more than there are epochs, this ends the run
+            return zip(x.split(batch_size), y.split(batch_size), strict=True)
 
     class Turn(TrainingProcessCallback):
         """Tells the time after each round and waits for the next turn; the other ranks follow rank 0."""
@@ -126,19 +140,20 @@ def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -
         def _next(self, round: int) -> bool:
             wanted = torch.tensor(int(turns.wait()) if turns else 0)
             torch.distributed.broadcast(wanted, 0)
-            now.orders = plan(round)[1] if wanted and round < rounds else []
+            if wanted and round < rounds:
+                now.indices = [order + offset for order, offset in zip(plan(round)[1], offsets, strict=True)]
             now.began = time.perf_counter()
             return bool(wanted)
 
     network = Network()
-    model = PyTorchModel(
+    model = Model(
         network,
         local_optimizer_create=torch.optim.SGD,
         central_optimizer=torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0),
     )
     users = range(clients)
     weights = dict(enumerate(work.sizes)) if len(set(work.sizes)) > 1 else None
-    data = FederatedDataset(user, get_user_sampler("minimize_reuse", list(users)), weights)
+    data = FederatedDataset(User, get_user_sampler("minimize_reuse", list(users)), weights)
     backend = SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()])
     FederatedAveraging().run(
         NNAlgorithmParams(
@@ -149,7 +164,7 @@ def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -
         ),
         backend,
         model,
-        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work.lr, local_batch_size=work.batch),
+        NNTrainHyperParams(local_num_epochs=work.epochs, local_learning_rate=work.lr, local_batch_size=work.batch),
         NNEvalHyperParams(local_batch_size=None),
         callbacks=[Turn()],
         send_metrics_to_platform=False,
@@ -157,8 +172,8 @@ def _run(work: Workload, plans: Path | None, turns: Turns | None, rounds: int) -
 
 
 class _Round:
-    """The round under way: its batch orders, and when it began."""
+    """The round under way: which samples in which order, `(epochs, n)` for each client; and when it began."""
 
     def __init__(self) -> None:
-        self.orders: list[torch.Tensor] = []
+        self.indices: list[torch.Tensor] = []
         self.began = 0.0

@@ -78,7 +78,9 @@ def test_with_equal_steps_it_is_fedavg(solver):
 
 
 def test_jobs_without_steps_change_nothing():
-    same(run(replace(METHOD, solver=fl.SGD(steps=0))).params, START, 0)
+    got = run(replace(METHOD, solver=fl.SGD(steps=0)))
+    same(got.params, START, 0)
+    assert [(row["replies"], row["excluded"]) for row in got.rows] == [(4, 0)] * 2  # 0 / 0 would be left out, unseen
 
 
 def test_unequal_steps_hardly_move_its_fixed_point_and_that_of_fedavg_far():

@@ -79,6 +79,7 @@ def test_it_minimises_the_plain_mean_whatever_clients_hold():
 def test_jobs_without_steps_change_nothing():
     got = run(replace(METHOD, solver=fl.SGD(steps=0)))
     same(got.params, START, 0)
+    assert [(row["replies"], row["excluded"]) for row in got.rows] == [(3, 0)] * 2  # 0 / 0 would be left out, unseen
     assert not any(memory["control"].any() for memory in got.memories.values())
 
 

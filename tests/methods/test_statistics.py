@@ -51,6 +51,16 @@ def test_statistics_become_the_mean_of_those_of_the_cohort(method):
     assert not torch.equal(got.params[: layout.trainable], begun[: layout.trainable])
 
 
+def test_stale_statistics_do_not_add_up_past_what_clients_saw():
+    """Three clients start from x and return one after the other: three times the whole way would lead past them."""
+    method = fl.FedBuff(concurrency=3, buffer=1, solver=SGD)
+    got, heard = overheard(method, TASK, federation(), rounds=6, world=fl.World(spread=0.5))
+    t = got.plan.model.layout.trainable
+    seen = [got.plan.model.initial(), *(h.payload.params + h.reply.delta for h in heard)]
+    least, most = torch.stack([v[t:] for v in seen]).aminmax(dim=0)
+    assert bool(((least <= got.params[t:]) & (got.params[t:] <= most)).all())
+
+
 def test_a_vector_keeps_the_statistics_of_another():
     layout = fl.Model(Normed(), buffers="vector").layout
     a, b = torch.zeros(layout.size), torch.ones(layout.size)

@@ -5,13 +5,14 @@
 
 K is `buffer`; `concurrency` jobs are always under way; tau counts server steps between a job's sending and the step
 that uses it. Replies of one instant are all read before new jobs are sent, K at most in one step.
-Sent: x down, Delta up. Kept at clients: nothing.
+Running statistics move by s(tau) / K towards each reply's. Sent: x down, Delta up. Kept at clients: nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fedloom.card import Card
@@ -20,7 +21,7 @@ from fedloom.clients import Clients
 from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import Method, State, register
-from fedloom.replies import Replies
+from fedloom.replies import Replies, Reply
 from fedloom.training import SGD, Solver
 
 from .staleness import Staleness, discount
@@ -97,5 +98,17 @@ class FedBuff(Method):
             got += clients.receive(count=self.buffer - len(got), until=clients.now)
         if not got:
             return state
-        update = got.sum(lambda r: discount(self.staleness, r.staleness, self.a)).delta / self.buffer
-        return replace(state, params=state.params + self.server_lr * update)
+        update = got.sum(self.discounted).delta / self.buffer
+        params, layout = state.params + self.server_lr * update, clients.model.layout
+        if layout.trainable < layout.size:
+            params = layout.keep_statistics(params, self.nearer(state.params, got))
+        return replace(state, params=params)
+
+    def discounted(self, reply: Reply) -> float:
+        """s(tau) of a reply."""
+        return discount(self.staleness, reply.staleness, self.a)
+
+    def nearer(self, params: Tensor, got: Replies) -> Tensor:
+        """`params` `(d,)` moved towards the replies' models from where it is now; stale differences lead past them."""
+        ways = [self.discounted(r) * (r.sent.params + r.delta - params) for r in got]
+        return params + torch.stack(ways).sum(0) / self.buffer

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from fedloom.cli import main
+from fedloom.cli.checking import findings
 from fedloom.cli.running import split_method
 from fedloom.runs import Recipe
 
@@ -159,6 +161,14 @@ def test_lists_and_cards(capsys):
         code, printed, _ = ran(capsys, *words)
         assert code == 0
         assert printed
+
+
+def test_doctor_asks_for_packages_whatever_their_modules_are_called(monkeypatch):
+    asked = ["scikit-learn>=1 ; extra == 'tables'", "numpy ; extra == 'mixed'", "fedloom-nowhere ; extra == 'mixed'"]
+    monkeypatch.setattr(metadata, "requires", lambda package: asked)
+    found = {name: (good, text) for name, good, text in findings()}
+    assert found["tables"] == (True, f"scikit-learn {metadata.version('scikit-learn')}")
+    assert found["mixed"] == (None, "without fedloom-nowhere: pip install 'fedloom\\[mixed]'")
 
 
 def test_data_is_measured_and_drawn(capsys, tmp_path: Path):

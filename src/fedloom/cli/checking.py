@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
@@ -174,11 +173,12 @@ def findings() -> Iterator[tuple[str, bool | None, str]]:
     else:
         yield "cuda", None, "no device that torch can use; runs use the CPU"
     for extra, packages in extras().items():
-        missing = [p for p in packages if importlib.util.find_spec(_module(p)) is None]
+        versions = {p: _version(p) for p in packages}
+        missing = [p for p, version in versions.items() if version is None]
         if missing:
             yield extra, None, f"without {', '.join(missing)}: pip install 'fedloom\\[{extra}]'"
         else:
-            yield extra, True, ", ".join(f"{p} {metadata.version(p)}" for p in packages)
+            yield extra, True, ", ".join(f"{p} {version}" for p, version in versions.items())
     yield "FEDLOOM_DATA", *_data_folder()
     yield "runs/", *_writable(Path("runs") if Path("runs").exists() else Path())
 
@@ -195,8 +195,12 @@ def extras() -> dict[str, list[str]]:
     return found
 
 
-def _module(package: str) -> str:
-    return package.replace("-", "_")
+def _version(package: str) -> str | None:
+    """None where it is not installed. Asked of the package, not of a module: pycryptodome's is called Crypto."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _data_folder() -> tuple[bool | None, str]:

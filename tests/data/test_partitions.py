@@ -116,6 +116,12 @@ def test_dirichlet_alpha_goes_from_one_class_to_the_global_shares():
     assert np.abs(shares[1] - everyone).max() < 0.05
 
 
+def test_shares_stay_equal_as_alpha_grows_without_bound():
+    for alpha in (1e100, 1e308):
+        sizes = torch.bincount(Quantity(alpha)(samples(), 6))
+        assert sizes.max() - sizes.min() <= 1
+
+
 def test_dirichlet_over_a_key_is_the_shared_routine():
     data = samples()
     expected = dirichlet_split(data.y.numpy(), 0.3, 8, 1, numbers(7, "partition"))
@@ -304,13 +310,13 @@ def test_parsing_is_forgiving_where_it_is_clear():
     [
         ("dirchlet:0.1", "Did you mean 'dirichlet'"),
         ("dirichlet", "dirichlet:0.1"),
-        ("dirichlet:abc", "is a float; given 'abc'"),
+        ("dirichlet:abc", "is a number; given 'abc'"),
         ("dirichlet:0.1,leest=3", "Did you mean 'least'"),
         ("dirichlet:-1", "above 0"),
         ("dirichlet:nan", "alpha takes a number"),
         ("dirichlet:0.1/iid", "no base partition"),
         ("shards:0", "above 0"),
-        ("shards:2.5", "is a int"),
+        ("shards:2.5", "is a whole number"),
         ("iid:3", "takes no values"),
         ("rotation:inf", "finite"),
         ("embedding:0.1,encoder=x", "encoder"),

@@ -140,7 +140,7 @@ def test_names_forgive_hyphens_and_case():
     [
         ("digits:3", {}, "takes no options"),
         ("digits", {"size": 3}, "unknown option"),
-        ("synthetic:a", {}, "alpha of the source 'synthetic' is a float; given 'a'"),
+        ("synthetic:a", {}, "alpha of the source 'synthetic' is a number; given 'a'"),
         ("synthetic:-1,1", {}, "alpha, beta >= 0"),
         ("synthetic:clientz=3", {}, "Did you mean 'clients'"),
         ("synthetic:1,1,30,false,9", {}, "takes alpha, beta, clients, iid"),

@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fedloom.checked import spell
 from fedloom.errors import ConfigError, DataError, unknown
 
 from .fields import Data
@@ -167,7 +168,7 @@ def _typed(entry: Entry, key: str, value: Any) -> Any:
             return kind(value)
     except ValueError:
         pass
-    raise ConfigError(f"{key} of the source {entry.name!r} is a {kind.__name__}; given {value!r}")
+    raise ConfigError(f"{key} of the source {entry.name!r} is {spell(kind)}; given {value!r}")
 
 
 def choice(kind: str, given: str, accepted: tuple[str, ...]) -> str:

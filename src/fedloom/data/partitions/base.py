@@ -78,9 +78,10 @@ class Partition(Checked):
         if not len(data):
             raise DataError(f"{self} was given no samples to split")
         if len(data) < clients * self.least:
+            fewer = ", or a smaller least; 0 allows empty clients" if "least" in _names(self) else ""
             raise DataError(
-                f"{self} gives each of {clients} clients {self.least} or more samples, and there are "
-                f"{len(data)} (use fewer clients{', or least=0: empty ones' if 'least' in _names(self) else ''})"
+                f"{self} gives each of {clients} clients {self.least} or more samples, and there are {len(data)}: use "
+                f"fewer clients, as in clients={max(len(data) // self.least, 1)}{fewer}"
             )
         rng = numbers(rng, "partition") if isinstance(rng, int) else rng
         owner = np.asarray(self.assign(data, clients, rng), dtype=np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
+from fedloom.checked import spell
 from fedloom.errors import ConfigError, unknown
 
 from .base import Partition
@@ -80,4 +81,4 @@ def _value(kind: type[Partition], name: str, key: str, text: str) -> Any:
     try:
         return wanted(text)
     except ValueError:
-        raise ConfigError(f"{key} of the partition {name!r} is a {wanted.__name__}; given {text!r}") from None
+        raise ConfigError(f"{key} of the partition {name!r} is {spell(wanted)}; given {text!r}") from None

@@ -237,6 +237,8 @@ class Client:
         """
         whole = self.data if data is None else data
         streams = {"": whole} if isinstance(whole, Data) else dict(whole)
+        if start.device.type != "cpu":  # what a program made itself, it made on the CPU
+            streams = {name: d.to(start.device) for name, d in streams.items()}
         given = order if isinstance(order, Mapping) else {"": order}
         for name, d in streams.items():
             if len(d) == 0:

@@ -105,8 +105,9 @@ class Data(Mapping[str, Tensor]):
         return Data(base, self.offset + start, **fields)
 
     def to(self, device: torch.device | str) -> Data:
-        """The same samples on another device."""
-        return Data(**{name: tensor.to(device) for name, tensor in self._fields.items()})
+        """The same samples on another device; itself where they are there already."""
+        moved = {name: tensor.to(device) for name, tensor in self._fields.items()}
+        return self if all(moved[name] is tensor for name, tensor in self._fields.items()) else Data(**moved)
 
     @staticmethod
     def cat(parts: list[Data]) -> Data:

@@ -18,6 +18,7 @@ from fedloom.method import Method, State
 from fedloom.model import Model
 from fedloom.task import Classification, Task
 from fedloom.timing.clock import Clock
+from fedloom.training.chance import seeded
 from fedloom.trees import is_mapping, is_row
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _try(plan: Plan, model: Model, data: Data) -> None:
     task, name = plan.task, model.name
     data = data.to(plan.device)
     inputs = tuple(task.inputs(data))
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), seeded(("try",), plan.device):
         try:
             scores = model(model.initial(), *inputs)
         except Exception as e:

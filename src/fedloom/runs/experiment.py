@@ -96,16 +96,17 @@ class Experiment(Checked):
         Raises:
             ConfigError, DataError, NotSupported: what does not fit, why, and what would.
         """
+        device = torch.device(self.device)
         plan = Plan(
             method=self.method,
             task=self.task,
-            federation=self.federation,
+            federation=self.federation if device.type == "cpu" else self.federation.to(device),
             models=models_for(self.task, self.method, self.federation, self.seed, self.dtype, self.device),
             seed=self.seed,
             world=self.world or World(),
             channel=Channel.of(self.channel),
             behave=dict(self.behave or {}),
-            device=torch.device(self.device),
+            device=device,
             dtype=self.dtype,
             on_failure=self.on_failure,
         )

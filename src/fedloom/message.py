@@ -115,6 +115,7 @@ class At:
             raise MessageError(f"At: {len(self.index)} positions but {len(self.values)} values")
         if len(self.index) and not (int(self.index.min()) >= 0 and int(self.index.max()) < self.size):
             raise MessageError(f"At: positions outside 0..{self.size - 1}")
+        object.__setattr__(self, "index", self.index.to(self.values.device))
 
     @property
     def nbytes(self) -> int:

@@ -180,7 +180,7 @@ class Model:
                 "a sub-model of a network whose running statistics are frozen would lose them, as they are not in the "
                 "vector: use buffers='vector' (they are cut with their units) or buffers='batch'"
             )
-        keep = {g: torch.as_tensor(choose(g, n)) for g, n in self.units.sizes.items()}
+        keep = {g: torch.as_tensor(choose(g, n)).cpu() for g, n in self.units.sizes.items()}
         index, shapes = self.units.index(self.layout.shapes, keep)
         key, parts = tuple(shapes.items()), self._shared.parts
         if key not in parts:

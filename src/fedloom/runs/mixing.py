@@ -34,7 +34,7 @@ def mixed(host: Host, name: str, topology: Any, ids: Sequence[int], start: float
         )
     matrix = topology.matrix(ids, generator(*host.draw_key("topology")))
     rows = [host.memories[i][name] for i in ids]
-    result = matrix.to(rows[0].dtype) @ torch.stack(rows)
+    result = matrix.to(rows[0]) @ torch.stack(rows)
     edges = _edges(matrix)
     host.ledger.peers += edges * nbytes(rows[0])
     for k, i in enumerate(ids):

@@ -113,7 +113,7 @@ class FedKSeed(Method):
         g = out.carry
         drawn, place = seeds.unique(return_inverse=True)
         each = torch.stack([g, g.abs().clamp(max=self.pro_clip), torch.ones_like(g)], 1) if self.pro else g[:, None]
-        table = g.new_zeros(len(drawn), each.shape[1]).index_add_(0, place, each)
+        table = g.new_zeros(len(drawn), each.shape[1]).index_add_(0, place.to(g.device), each)
         return Message(seen=At(drawn, table, self.candidates))
 
     def round(self, state: FedKSeedState, clients: Clients) -> FedKSeedState:

@@ -126,7 +126,7 @@ class FedMP(Method):
 
     def recovered(self, params: Tensor, kept: Tensor, trained: Tensor) -> Tensor:
         """R2SP: a client's whole model `(d,)`, its units as trained around the residual of the global one."""
-        return params.index_copy(0, kept, trained)
+        return params.index_copy(0, kept.to(params.device), trained)
 
     def learnt(self, state: FedMPState, clients: Clients, rho: dict[int, float], got: Replies) -> dict[int, Arms]:
         """The bandits after this round's rewards."""

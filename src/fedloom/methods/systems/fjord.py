@@ -109,7 +109,7 @@ class FjORD(Nested):
             data={"data": client.data, "draw": Data(width=drawn)},
             order={"draw": torch.arange(steps)[:, None]},
             loss=taught if self.distil else ordered,
-            extras={"first": first_width(client.model, part, widths), "alpha": self.distil},
+            extras={"first": first_width(client.model, part, widths).to(params.device), "alpha": self.distil},
         )
         keep = ~statistics(part.model)
         return Message(params=At(part.index[keep], out.vector[keep], client.model.layout.size, known=True))

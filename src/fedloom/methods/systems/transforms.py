@@ -45,7 +45,7 @@ class Way:
 
     def down(self, union: Tensor) -> Tensor:
         """What this network keeps of the union."""
-        return union.new_zeros(self.size).index_add_(0, self.index[self.back], union[self.back])
+        return union.new_zeros(self.size).index_add_(0, self.index[self.back].to(union.device), union[self.back])
 
 
 def union_of(models: Mapping[str, Model]) -> dict[str, Way]:

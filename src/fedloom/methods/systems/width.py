@@ -55,7 +55,7 @@ def unit_norms(model: Model, params: Tensor) -> dict[str, Tensor]:
     norms = params.new_zeros(sum(units.sizes.values()) + 1)  # the last is for positions that always stay
     for name, w in model.layout.tree(params.abs()).items():
         if w.dim() > 1 and 0 in units.axes[name]:
-            norms.index_add_(0, units.axes[name][0], w.flatten(1).sum(1))
+            norms.index_add_(0, units.axes[name][0].to(norms.device), w.flatten(1).sum(1))
     return dict(zip(units.sizes, norms[:-1].split(list(units.sizes.values()))))
 
 

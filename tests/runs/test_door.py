@@ -162,3 +162,41 @@ class Forgetful(fl.FedAvg):
 def test_a_round_that_returns_nothing_is_an_error():
     with pytest.raises(FedloomError, match="returns the new state"):
         fl.run(Forgetful(), fl.Classification(model=linear), federation(), rounds=1)
+
+
+BEFORE = {
+    "no such field": (
+        fl.Mifa,
+        "Mifa cannot start from the FedAvgState of an earlier run: FedAvgState has no 'updates'",
+    ),
+    "no method inside": (fl.Selected, "FedAvgState has no 'inner'"),
+    "taken whole": (
+        fl.FedLD,
+        "FedLD cannot start from the FedAvgState of an earlier run: it goes on with a FedLDState",
+    ),
+    "kept at clients": (fl.DPSGD, "DPSGD cannot start from an earlier run: what it learns lies at its clients"),
+}
+
+
+@pytest.mark.parametrize(("method", "said"), BEFORE.values(), ids=list(BEFORE))
+def test_a_run_that_a_method_cannot_start_from_is_refused(method: Any, said: str):
+    first = fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), rounds=1)
+    with pytest.raises(ConfigError, match=said):
+        fl.run(method(), fl.Classification(model=linear), federation(), rounds=1, before=first)
+
+
+def test_a_method_may_start_from_the_model_of_another():
+    first = fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), rounds=1)
+    same = fl.run(fl.Scaffold(), fl.Classification(model=linear), federation(), rounds=0, before=first)
+    assert torch.equal(same.state.params, first.state.params)
+
+
+def test_what_is_wrong_inside_start_is_not_taken_for_the_earlier_run():
+    @dataclass(frozen=True)
+    class Broken(fl.FedAvg):
+        def start(self, clients: fl.Clients, before: Any = None) -> Any:
+            return clients.modle
+
+    first = fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), rounds=1)
+    with pytest.raises(AttributeError, match="modle"):
+        fl.run(Broken(), fl.Classification(model=linear), federation(), rounds=1, before=first)

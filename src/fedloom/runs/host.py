@@ -35,6 +35,7 @@ from fedloom.trees import is_mapping, is_row
 from .answering import answer_to, returned
 from .judging import judged
 from .mixing import mixed
+from .starting import started
 
 J = TypeVar("J", bound=Job)
 
@@ -94,7 +95,7 @@ class Host:
 
     # ------------------------------------------------------------ rounds
     def start(self, before: Any = None) -> None:
-        self.state = self.plan.method.start(self.clients, before)
+        self.state = started(self.plan.method, self.clients, before)
 
     def round(self) -> None:
         """One server step; the clock and the counters move with it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_stacked import Attention, cnn, cohort, dynamic, heavy_ball, mlp, model_of, prox, shifted
+from test_stacked import Attention, cnn, cohort, dynamic, heavy_ball, mlp, model_of, no_bias, prox, shifted, wide
 from torch import Tensor, nn
 
 from fedloom.training.request import Training
@@ -102,6 +102,7 @@ def repeated(requests: list[Training]) -> Any:
     return twin_of(requests[0].model, requests[0].start).repeated
 
 
+ONCE = SGD(lr=0.05, epochs=1, batch_size=4)  # few rows: large layers are kept as sums of products
 CASES = {
     "softmax": (softmax, {}),
     "prox": (softmax, {"step": prox, "shared": {"anchor": None}}),
@@ -124,6 +125,13 @@ CASES = {
     ),
     "conjugate": (Conjugate, {}),
     "starts": (mlp, {"starts": True}),
+    "lazy": (wide, {"solver": ONCE}),
+    "lazy, no bias": (no_bias, {"solver": ONCE}),
+    "lazy prox": (wide, {"solver": ONCE, "step": prox, "shared": {"anchor": None}}),
+    "lazy shift": (wide, {"solver": ONCE, "step": shifted, "own": ("shift",)}),
+    "lazy dynamic": (wide, {"solver": ONCE, "step": dynamic, "own": ("shift",), "shared": {"anchor": None}}),
+    "lazy momentum": (wide, {"solver": SGD(lr=0.05, epochs=1, batch_size=4, momentum=0.9)}),
+    "lazy clip": (wide, {"solver": SGD(lr=0.05, epochs=1, batch_size=4, clip=0.5)}),
     "many": (softmax, {"solver": SGD(lr=0.05, epochs=2, batch_size=20)}),  # some losses are long, some short
 }
 
@@ -155,6 +163,31 @@ def test_no_forward_pass_is_made_again(case, monkeypatch):
     train_stacked(cohort(model, sizes=SIZES, **options))
     train_stacked(cohort(model, sizes=[30, 29, 20, 10, 9, 2], **options))  # numbers of clients seen, and in between
     assert len(made) <= 2  # of the full cohort, at most: it is cut by nobody's end
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.startswith("lazy")])
+def test_each_step_of_lazy_layers_is_a_kind_of_its_own(case, monkeypatch):
+    net, options = CASES[case]
+    model, made = model_of(net), []
+    for sizes in (SIZES, [21, 13, 4, 3], SIZES):  # 8 to 1 and 4 to 1 clients go on
+        train_stacked(cohort(model, sizes=sizes, **options))
+    known = repeated(cohort(model, **options))
+    assert len(known) == 8
+    assert not any(r.refused for r in known.values())
+    honest = Forward.losses
+    monkeypatch.setattr(Forward, "losses", lambda *args: (made.append(1), honest(*args))[1])
+    train_stacked(cohort(model, sizes=SIZES, **options))
+    train_stacked(cohort(model, sizes=[29, 29, 19, 12, 10, 2], **options))
+    assert not made
+
+
+def test_lazy_layers_whose_memory_grows_are_not_repeated(monkeypatch):
+    requests = cohort(model_of(wide), sizes=[30, 30], solver=ONCE)
+    honest = affine.lazy_layers
+    monkeypatch.setattr(affine, "lazy_layers", lambda *args: dict.fromkeys(honest(*args), 12))  # of 32 rows
+    got = [[t.vector.clone() for t in train_stacked(requests)] for _ in range(3)]
+    assert all(torch.equal(a, b) for vectors in got for a, b in zip(vectors, got[0]))
+    assert any("had to grow" in r.refused for r in repeated(requests).values())
 
 
 @pytest.mark.parametrize(

@@ -63,17 +63,29 @@ class AffineSteps:
 
     def _repeat(self, twin: Twin) -> Repeat | None:
         """Steps of small networks are repeated; a loss of the caller's own may read what nobody knows of."""
-        model, blocks = self.cohort.model, self.blocks
-        if self.lazies or twin.mixing or self.cohort.layout.size > LARGEST or self.forward.hook is not None:
+        model, blocks, lazies = self.cohort.model, self.blocks, self.lazies
+        built = self.cohort.layout.size - sum(layer.out * layer.width for layer in lazies)
+        if twin.mixing or built > LARGEST or self.forward.hook is not None:
             return None
         beside = [*self.speed.values(), *(self.shift or ()), *(self.pull or ())]
         parts = tuple(w.name for w in blocks.weights), tuple(len(t) == self.cohort.k for t in beside)
 
         def inside() -> list[Tensor]:
-            return [*blocks.stacks, *self.speed.values(), *self.speeds, *self.shifts, *self.pulls]
+            mine = [*blocks.stacks, *self.speed.values(), *self.speeds, *self.shifts, *self.pulls]
+            return [*mine, *(t for layer in lazies for t in layer.tensors())]
 
-        kind = (str(model.block), model.training, self.form, self.clip, *parts)
-        return Repeat(twin.repeated, kind, inside, twin.lasting)
+        kind = (str(model.block), model.training, self.form, self.clip, *parts, *(layer.kind for layer in lazies))
+        return Repeat(twin.repeated, kind, inside, twin.lasting, self)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """How far the lazy layers have come."""
+        return tuple(layer.place for layer in self.lazies)
+
+    @place.setter
+    def place(self, places: tuple[Any, ...]) -> None:
+        for layer, place in zip(self.lazies, places):
+            layer.place = place
 
     def _lazy(self, layer: LazyDense, start: Tensor | None, shift: Shift, pull: Shift, rank: int) -> LazyDense:
         form, velocity, layout = self.form, self.form.velocity, self.cohort.layout

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -35,18 +35,22 @@ class Move:
 
 
 class Coefficients:
-    """What a vector is made of: `s * w_0 + u * p + C^T A`, C `(n, capacity, out)`."""
+    """What a vector is made of: `s * w_0 + u * p + C^T A`.
+
+    Attributes:
+        rows: C, `(n, capacity, out)`; `live` those of the clients that go on.
+    """
 
     def __init__(self) -> None:
         self.s, self.u = 0.0, 0.0
-        self.rows = torch.empty(0, 0, 0)
+        self.rows = self.live = torch.empty(0, 0, 0)
 
-    def moved(self, move: Move, w: Coefficients, k: int, r: int) -> None:
+    def moved(self, move: Move, w: Coefficients, r: int) -> None:
         """One step on what is there; the rows of the new gradient are appended by the layer."""
         if self is not w and move.w:
-            self.rows[:k, :r].mul_(move.keep).add_(w.rows[:k, :r], alpha=move.w)
+            self.live[:, :r].mul_(move.keep).add_(w.live[:, :r], alpha=move.w)
         elif move.keep != 1:
-            self.rows[:k, :r].mul_(move.keep)
+            self.live[:, :r].mul_(move.keep)
         self.s = move.keep * self.s + move.w * w.s + move.start
         self.u = move.keep * self.u + move.w * w.u + move.shift
 
@@ -59,8 +63,10 @@ class LazyDense:
         shape: `(out, in)`.
 
     Attributes:
-        w0, b0: the shared start; p, pb: the second vector's pieces, `(k, out, in)` and `(k, out)`, or one `(1, ...)`.
+        w0, b0: the shared start; p, pb: the second vector's pieces, `(n, out, in)` and `(n, out)`, or one `(1, ...)`.
         inputs: A, `(n, capacity, in)`.
+        live, live_p, live_pb: those of the clients that go on.
+        r: rows so far.
     """
 
     w0: Tensor
@@ -69,10 +75,10 @@ class LazyDense:
     def __init__(self, weight: str, bias: str | None, shape: Sequence[int]) -> None:
         self.weight, self.bias = weight, bias
         self.out, self.width = shape
-        self.inputs = torch.empty(0, 0, 0)
+        self.inputs = self.live = torch.empty(0, 0, 0)
         self.w, self.v = Coefficients(), Coefficients()
-        self.p: Tensor | None = None
-        self.pb: Tensor | None = None
+        self.p = self.live_p = cast("Tensor | None", None)
+        self.pb = self.live_pb = cast("Tensor | None", None)
         self.held: list[tuple[Tensor, Tensor]] = []
         self.k = self.r = 0
         self.stopped: dict[int, tuple[float, float, int]] = {}
@@ -96,7 +102,38 @@ class LazyDense:
         for j in range(k, self.k):
             self.stopped[j] = (self.w.s, self.w.u, self.r)
         self.k = k
+        self.live, self.w.live = self.inputs[:k], self.w.rows[:k]
+        self.live_p, self.live_pb = (None if p is None else p[:k] for p in (self.p, self.pb))
+        if self.velocity is not None:
+            self.v.live = self.v.rows[:k]
 
+    # ------------------------------------------------------------ for those who repeat its steps
+    @property
+    def shared(self) -> bool:
+        """Whether p is one vector for all clients."""
+        return self.p is not None and len(self.p) == 1
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What its steps have in common, whoever takes part."""
+        moved = self.p is not None, self.pb is not None, self.shared
+        return self.weight, self.bias, *moved, self.inputs.shape[1], self.w.rows.shape[1], self.v.rows.shape[1]
+
+    @property
+    def place(self) -> tuple[float, ...]:
+        """How far it has come, all but its tensors; it can be set."""
+        return self.r, self.w.s, self.w.u, self.v.s, self.v.u
+
+    @place.setter
+    def place(self, place: tuple[Any, ...]) -> None:
+        self.r, self.w.s, self.w.u, self.v.s, self.v.u = place
+
+    def tensors(self) -> list[Tensor]:
+        """What its steps read and write."""
+        mine = [self.live, self.w.live, self.w0, self.b0, self.live_p, self.live_pb]
+        return [t for t in (*mine, *([self.v.live] if self.velocity else ())) if t is not None]
+
+    # ------------------------------------------------------------ one step
     def square(self) -> Tensor | None:
         """Squared norm of the held gradient per client, bias included."""
         if not self.held:
@@ -114,8 +151,7 @@ class LazyDense:
 
     def flush(self, scale: Tensor | None = None) -> None:
         """End of a step: move what is there, append what the backward pass handed over, times `scale` `(k,)`."""
-        k, r = self.k, self.r
-        new = r
+        r = new = self.r
         if self.held:
             x, g = self._one()
             self.held = []
@@ -124,15 +160,15 @@ class LazyDense:
                 self._grow(new)
             if scale is not None:
                 g = g * scale.view(-1, 1, 1)
-            self.inputs[:k, r:new] = x
-            torch.mul(g, self.move.gradient, out=self.w.rows[:k, r:new])
+            self.live[:, r:new].copy_(x)
+            torch.mul(g, self.move.gradient, out=self.w.live[:, r:new])
             if self.velocity is not None:
-                torch.mul(g, self.velocity.gradient, out=self.v.rows[:k, r:new])
+                torch.mul(g, self.velocity.gradient, out=self.v.live[:, r:new])
         if self.velocity is not None:
-            self.v.moved(self.velocity, self.w, k, r)
-        self.w.moved(self.move, self.w, k, r)
+            self.v.moved(self.velocity, self.w, r)
+        self.w.moved(self.move, self.w, r)
         if self.velocity is not None:
-            self.w.rows[:k, :new].add_(self.v.rows[:k, :new], alpha=self.step)
+            self.w.live[:, :new].add_(self.v.live[:, :new], alpha=self.step)
             self.w.s += self.step * self.v.s
             self.w.u += self.step * self.v.u
         self.r = new
@@ -146,6 +182,7 @@ class LazyDense:
         self.inputs, self.w.rows = longer(self.inputs), longer(self.w.rows)
         if self.velocity is not None:
             self.v.rows = longer(self.v.rows)
+        self.active(self.k)
 
     # ------------------------------------------------------------ results
     def _state(self, j: int) -> tuple[float, float, int]:
@@ -246,12 +283,12 @@ class _Lazy(torch.autograd.Function):
         z = product(flat, l.w0, l.b0)
         z = (z if s == 1 else z.mul_(s)).view(k, -1, l.out)
         if r:
-            t = torch.bmm(x3, l.inputs[:k, :r].mT)
-            z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.rows[:k, :r])
-        if l.p is not None and l.w.u:
-            _add_shift(z, x3, l.p.mT, l.w.u)
-            if l.pb is not None:
-                z.add_(l.pb[:k].unsqueeze(1), alpha=l.w.u)
+            t = torch.bmm(x3, l.live[:, :r].mT)
+            z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.live[:, :r])
+        if l.live_p is not None and l.w.u:
+            _add_shift(z, x3, l.live_p.mT, l)
+            if l.live_pb is not None:
+                z.add_(l.live_pb.unsqueeze(1), alpha=l.w.u)
         return z.view(*x.shape[:-1], l.out)
 
     @staticmethod
@@ -266,20 +303,20 @@ class _Lazy(torch.autograd.Function):
             if l.w.s != 1:
                 dx.mul_(l.w.s)
             if r:
-                dx.baddbmm_(torch.bmm(g3, l.w.rows[:k, :r].mT), l.inputs[:k, :r])
-            if l.p is not None and l.w.u:
-                _add_shift(dx, g3, l.p, l.w.u)
+                dx.baddbmm_(torch.bmm(g3, l.w.live[:, :r].mT), l.live[:, :r])
+            if l.live_p is not None and l.w.u:
+                _add_shift(dx, g3, l.live_p, l)
             dx = dx.view(*g.shape[:-1], l.width)
         l.held.append((x3, g3))
         return dx, None, None
 
 
-def _add_shift(z: Tensor, x: Tensor, p: Tensor, u: float) -> None:
-    """`z += u * x p` for k clients, p `(k, in, out)` or one `(1, in, out)` for all."""
-    if len(p) == 1:
-        z.view(-1, z.shape[-1]).addmm_(x.flatten(0, 1), p[0], alpha=u)
+def _add_shift(z: Tensor, x: Tensor, p: Tensor, l: LazyDense) -> None:
+    """`z += u * x p` for k clients, p `(k, in, out)`, or one `(1, in, out)` for all."""
+    if l.shared:
+        z.view(-1, z.shape[-1]).addmm_(x.flatten(0, 1), p[0], alpha=l.w.u)
     else:
-        z.baddbmm_(x, p[: len(x)], alpha=u)
+        z.baddbmm_(x, p, alpha=l.w.u)
 
 
 def lazy_linear(x: Tensor, layer: LazyDense) -> Tensor:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -212,16 +212,34 @@ def _written(line: _Line) -> Callable[..., Tensor]:
         names[f"c{len(names)}"] = x
         return f"c{len(names) - 1}"
 
+    last: dict[int, int] = {}
+    for i, call in enumerate(line.calls):
+        last.update((n, i) for n in _slots((call.args, call.kwargs, call.out)) if n >= line.given)
+    ended: dict[int, list[int]] = {}
+    for n, i in last.items():
+        if n not in line.constants and n != line.out.number:
+            ended.setdefault(i, []).append(n)
     body = ""
-    for call in line.calls:
+    for i, call in enumerate(line.calls):
         at = f"f{len(names)}"
         names[at] = _quickly(call.operator)
         given = ", ".join([*map(text, call.args), *(f"{k}={text(v)}" for k, v in call.kwargs.items())])
         target = _target(call.out)
         body += f"    {target}{' = ' * bool(target)}{at}({given})\n"
+        if i in ended:  # its memory is the next one's, still in cache
+            body += f"    {' = '.join(f't{n}' for n in ended[i])} = None\n"
     given = "".join(f", t{n}" for n in range(line.given))
     exec(f"def run(clients{given}):\n{body}    return {text(line.out)}\n", names)
     return names["run"]  # type: ignore[no-any-return]
+
+
+def _slots(x: Any) -> Iterator[int]:
+    """The numbers of all slots in there."""
+    if isinstance(x, Slot):
+        yield x.number
+    elif isinstance(x, list | tuple | dict):
+        for v in x.values() if isinstance(x, dict) else x:
+            yield from _slots(v)
 
 
 def _target(out: Any) -> str:
@@ -247,15 +265,19 @@ def _quickly(operator: Any) -> Any:
 
 @dataclass
 class Repeated:
-    """One kind of step: done as it comes until it has been seen, then repeated."""
+    """One kind of step: done as it comes until it has been seen, then repeated; `after` is the place it leads to."""
 
     lines: list[_Line] = field(default_factory=list[_Line])
+    after: Any = None
     refused: str = ""
 
-    def learn(self, recorder: _Recorder, losses: Tensor, clients: int, given: int) -> None:
+    def learn(self, recorder: _Recorder, losses: Tensor, clients: int, given: int, after: Any) -> None:
         """Remember a step that was looked at."""
         if recorder.refused:
             raise NotRepeatable(recorder.refused)
+        if self.lines and after != self.after:
+            raise NotRepeatable("one step leads further than another")
+        self.after = after
         line = _Line(recorder.calls, recorder.slot(losses), recorder.constants, given, clients, clients)
         if any(known.joined(line) for known in self.lines):
             return
@@ -273,6 +295,12 @@ def _chances() -> object:
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
+class Placed(Protocol):
+    """Keeps count, in Python, of something its steps depend on."""
+
+    place: Any
+
+
 class Repeat:
     """The steps of one cohort.
 
@@ -281,6 +309,7 @@ class Repeat:
         kind: all that steps of this cohort have in common, but for their batches.
         inside: gives the tensors a step may read or change, besides its batch, in one order.
         lasting: gives those it may read that never change.
+        steps: whose place decides about a step, and is moved by it.
     """
 
     def __init__(
@@ -289,9 +318,10 @@ class Repeat:
         kind: tuple[Any, ...],
         inside: Callable[[], list[Tensor]],
         lasting: Callable[[], list[Tensor]],
+        steps: Placed,
     ) -> None:
-        self.known, self.kind, self.inside, self.lasting = known, kind, inside, lasting
-        self._width = 0
+        self.known, self.kind, self.inside, self.lasting, self.steps = known, kind, inside, lasting, steps
+        self._at: tuple[int, Any] = (0, ())
         self._repeated = Repeated()
 
     def __call__(self, step: Step, once: Callable[[Step], Tensor]) -> Tensor:
@@ -299,25 +329,30 @@ class Repeat:
         if len(step.seeds) > 1:
             return once(step)
         batch = [step.batch[name] for name in step.batch]
-        given = [*batch, *step.seeds.values(), *self.inside()]
-        width = step.sizes[0] // step.active
-        if width != self._width:
-            self._width = width
-            key = (*self.kind, width, *((name, t.shape[1:], t.dtype) for name, t in zip(step.batch, batch)))
+        inside = self.inside()
+        given = [*batch, *step.seeds.values(), *inside]
+        at = step.sizes[0] // step.active, self.steps.place
+        if at != self._at:
+            self._at = at
+            key = (*self.kind, *at, *((name, t.shape[1:], t.dtype) for name, t in zip(step.batch, batch)))
             self._repeated = self.known.setdefault(key, Repeated())
         repeated = self._repeated
         for line in repeated.lines:
             if line.fits(step.active):
-                return line(step.active, given)
+                losses = line(step.active, given)
+                self.steps.place = repeated.after
+                return losses
         if repeated.refused:
             return once(step)
-        recorder, before = _Recorder(given, self.lasting()), _chances()
+        recorder, chances = _Recorder(given, self.lasting()), _chances()
         with recorder:
             losses = once(step)
-        if before != _chances():
+        if chances != _chances():
             recorder.refused = "the network draws random numbers of Python's or NumPy's"
+        if any(t is not before for t, before in zip(self.inside(), inside)):
+            recorder.refused = "its memory had to grow"
         try:
-            repeated.learn(recorder, losses, step.active, len(given))
+            repeated.learn(recorder, losses, step.active, len(given), self.steps.place)
         except NotRepeatable as e:
             repeated.refused = str(e)
         return losses

@@ -62,3 +62,10 @@ def test_its_examples_of_own_data_and_networks_run_as_written(tmp_path: Path, mo
         block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "csv" in block
     )
     exec(example.replace("clients=20))\nfl.Class", "clients=20), rounds=1)\nfl.Class"), given)
+
+
+def test_names_of_the_library_in_pages_messages_and_docstrings_are_there():
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
+    named = {name for path in texts for name in re.findall(r"\bfl\.([A-Z]\w*)\(", path.read_text())}
+    assert {"World", "WallClock", "Scaffold"} <= named
+    assert [name for name in sorted(named) if not hasattr(fl, name)] == []

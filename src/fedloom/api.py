@@ -8,6 +8,7 @@ from .channel import DP, Clip, GaussianNoise, Quantize, RandK, Secure, Sign, Top
 from .client import Client
 from .clients import Clients
 from .data import *  # noqa: F403
+from .engines import Cluster
 from .errors import Declined, FedloomError, FedloomWarning
 from .message import At, Message, once
 from .method import Method, State, catalogue, method_named, register
@@ -15,6 +16,8 @@ from .model import Model, Part
 from .replies import Cohort, Evaluation, Replies, Reply
 from .runs import Experiment, Recipe, Run, resume, run
 from .task import Classification, Metric, NextToken, Regression, Task
+from .timing.clock import WallClock
+from .timing.devices import Device
 from .timing.world import World
 from .training import SGD, Adam, Solver
 from .transcription import Transcription
@@ -30,8 +33,10 @@ __all__ = [
     "Client",
     "Clients",
     "Clip",
+    "Cluster",
     "Cohort",
     "Declined",
+    "Device",
     "Evaluation",
     "Experiment",
     "FedloomError",
@@ -58,6 +63,7 @@ __all__ = [
     "Task",
     "TopK",
     "Transcription",
+    "WallClock",
     "World",
     "catalogue",
     "method_named",

@@ -78,6 +78,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "half a worker": (lambda: run(engine="pool", workers=1.5), "workers takes a whole number or none"),
     "one observer, not a list": (lambda: run(observers=print), "observers takes a list of functions"),
     "a number for a clock": (lambda: run(clock=5), "clock takes what time goes by"),
+    "a clock that stands still": (lambda: run(clock=fl.WallClock(speed=0.0)), r"WallClock\(speed=0.0\) cannot be"),
     "a number for a run": (lambda: run(before=3), "before takes an earlier run, or its state"),
     "a dict for a world": (lambda: run(world={"latency": 1}), r"world takes an instance of World, such as fl.World\("),
     "a world's option": (lambda: fl.World(latncy=1), "World takes no 'latncy'. Did you mean latency"),

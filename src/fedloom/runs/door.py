@@ -45,7 +45,7 @@ def check_arguments(e: Experiment) -> None:
     if not (isinstance(e.dtype, torch.dtype) and e.dtype.is_floating_point):
         raise ConfigError(f"dtype={e.dtype!r} cannot be: a floating type of torch, as in dtype=torch.float64")
     if e.clock is not None:
-        _kind("clock", e.clock, Clock, "what time goes by, as in clock=WallClock(speed=60)")
+        _kind("clock", e.clock, Clock, "what time goes by, as in clock=fl.WallClock(speed=60)")
     if not (is_row(e.observers) and all(map(callable, e.observers))):
         raise ConfigError(f"observers takes a list of functions of one event, a dict; given {e.observers!r}")
     if e.before is not None:

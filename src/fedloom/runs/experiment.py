@@ -52,7 +52,7 @@ class Experiment(Checked):
         device: "cpu" or "cuda"; dtype: of the weights.
         channel: stages every reply passes on its way up.
         world: devices, links and availability, for virtual time.
-        clock: what goes by it; default virtual seconds, `WallClock(speed=60)` lets a minute of them take a second.
+        clock: what goes by it; default virtual seconds, `fl.WallClock(speed=60)` lets a minute of them take a second.
         behave: client id -> a program around the honest one (adversaries).
         evaluate_every: rounds between evaluations (the last round is always evaluated); 0: never.
         per_client: log every client's own figures in every evaluated round, not in the last alone.

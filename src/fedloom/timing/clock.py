@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from fedloom.errors import ConfigError
+
 
 @dataclass
 class Clock:
@@ -33,12 +35,19 @@ class WallClock(Clock):
     beside it). Work that takes longer than it should makes the events after it late, as it would anywhere.
 
     Args:
-        speed: virtual seconds per second.
+        speed: virtual seconds per second, > 0.
+
+    Raises:
+        ConfigError: the clock would stand still, or run backwards.
     """
 
     speed: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.speed > 0:
+            raise ConfigError(
+                f"WallClock(speed={self.speed}) cannot be: virtual seconds per second, > 0, as in speed=60"
+            )
         self.set(self.now)
 
     def set(self, now: float) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
-import torch
 from torch import Tensor, nn
 
 from .card import Card
@@ -164,10 +163,3 @@ def method_named(name: str) -> type[Method]:
     if name not in known:
         raise unknown("method", name, known, "A method of your own is named as mypackage.module:Class.")
     return known[name]
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Every tensor in a state, for checks."""
-    from .message import leaves
-
-    return [v for v in leaves(value) if isinstance(v, torch.Tensor)]

@@ -5,7 +5,7 @@ DEVICE ?= cpu
 JOBS   ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-EXTRAS := dev,llm,privacy,graphs,parquet,deploy,ray
+EXTRAS := dev,llm,privacy,parquet,deploy,ray
 CORE   := $(VENV)/.fedloom-core
 TOOLS  := $(VENV)/.fedloom-tools
 

@@ -172,6 +172,7 @@ class Client:
 
     @property
     def federation(self) -> Federation:
+        """What all clients know of it: how many they are, its classes. Other clients' data are not to be read."""
         return self._plan.federation
 
     @property

@@ -32,9 +32,9 @@ class Training:
     rounds: Annotated[int | None, Option("--rounds", "-r", help="Server steps. (50)")] = None
     cohort: Annotated[int | None, Option("--cohort", "-k", help="Clients a round. (the method's own)")] = None
     seed: Annotated[int | None, Option("--seed", "-s", help="Of everything random. (0)")] = None
-    engine: Annotated[str | None, Option("--engine", "-e", help="auto, sequential, stacked, pool or debug. (auto)")] = (
-        None
-    )
+    engine: Annotated[
+        str | None, Option("--engine", "-e", help="auto, sequential, stacked, pool, ray or debug. (auto)")
+    ] = None
     device: Annotated[str | None, Option("--device", help="cpu or cuda. (cpu)")] = None
     dtype: Annotated[str | None, Option("--dtype", help="float32 or float64. (float32)")] = None
     model: Annotated[

@@ -127,6 +127,16 @@ class Lazy(FedAvg):
 
 
 @dataclass(frozen=True)
+class StartsAnew(FedAvg):
+    """Forgets the run it should continue."""
+
+    card = card("starts-anew")
+
+    def start(self, clients, before=None):
+        return FedAvgState(params=clients.model.initial())
+
+
+@dataclass(frozen=True)
 class NeedsSomebody(FedAvg):
     """Does not think of an empty cohort."""
 
@@ -207,6 +217,7 @@ class Remembers(FedAvg):
         (Counting, "seed"),
         (Counting, "debug"),
         (Lazy, "runs"),
+        (StartsAnew, "continues"),
         (NeedsSomebody, "nobody"),
         (SeedBlind, "seed"),
         (WrongReduction, "reductions"),

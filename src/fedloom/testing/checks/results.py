@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import pickle
 
+from torch import Tensor
+
+from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.testing.compare import difference, outcome
 from fedloom.testing.trial import Trial
 from fedloom.written import dumps
 
-from .suite import check, finite, lasting, require
+from .suite import check, equal, finite, lasting, require
 
 
 @check()
@@ -43,6 +46,21 @@ def evaluation(trial: Trial) -> None:
         require(finite({i: dict(m) for i, m in personal.clients.items()}), "a client's own figures are not finite")
     after = dumps({k: v for k, v in outcome(run).items() if k in ("state", "memories", "books", "ledger")})
     require(kept == after, "judging changed the state, a memory, a book or the byte count")
+
+
+@check()
+def continues(trial: Trial) -> None:
+    """Started from an earlier run, a run begins with that run's model, and goes on from there."""
+    earlier = trial.reference.state
+    if not any(isinstance(value, Tensor) for value in leaves(earlier)):
+        return  # what it learns lies at its clients, and the run says so
+    begun = trial.run(rounds=0, before=earlier)
+    if begun.state is None:
+        begun.host.start()
+    for name in ("params", "shared", "models"):
+        if hasattr(earlier, name):
+            equal(getattr(begun.state, name), getattr(earlier, name), f"`{name}` at the start and of the earlier run")
+    require(finite(lasting(trial.run(rounds=1, before=earlier))), "the state or a memory holds NaN or infinity")
 
 
 @check()

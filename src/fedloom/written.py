@@ -127,14 +127,17 @@ _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-def loads(data: bytes) -> Value:
+def loads(data: bytes, device: torch.device | None = None) -> Value:
     """The way back. Only data is read: records are rebuilt from the classes this process has registered.
+
+    Args:
+        device: where tensors are put, default the CPU.
 
     Raises:
         MessageError: truncated, malformed, or naming a record this process does not know.
     """
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = {name: t.to(device) for name, t in safetensors.torch.load(data).items()}
         head = int.from_bytes(data[:8], "little")
         tree = json.loads(json.loads(data[8 : 8 + head])["__metadata__"]["fedloom"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:

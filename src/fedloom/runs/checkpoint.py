@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedloom.errors import CheckpointError, MessageError
 from fedloom.written import loads, pieces
 
@@ -44,8 +46,8 @@ def save(folder: Path, round: int, content: Any) -> Path:
     return path
 
 
-def load(folder: Path) -> tuple[int, Any, list[str]]:
-    """The newest checkpoint that is whole.
+def load(folder: Path, device: torch.device | None = None) -> tuple[int, Any, list[str]]:
+    """The newest checkpoint that is whole, its tensors on a device.
 
     Returns:
         its round, its content, and a line for each newer one that had to be passed over.
@@ -56,7 +58,7 @@ def load(folder: Path) -> tuple[int, Any, list[str]]:
     troubles: list[str] = []
     for path in reversed(found(folder)):
         try:
-            content = _read(path)
+            content = _read(path, device)
             said = [f"{trouble}; the one before is used" for trouble in troubles]
             return int(path.stem.split("-")[1]), content, said
         except (CheckpointError, MessageError) as e:
@@ -65,7 +67,7 @@ def load(folder: Path) -> tuple[int, Any, list[str]]:
     raise CheckpointError(f"nothing to resume from: {told}")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, device: torch.device | None) -> Any:
     raw = path.read_bytes()
     head = len(_MAGIC)
     if raw[:head] != _MAGIC:
@@ -73,7 +75,7 @@ def _read(path: Path) -> Any:
     digest, body = raw[head : head + 32], raw[head + 32 :]
     if _digest([body]) != digest:
         raise CheckpointError("truncated or damaged (its checksum does not match)")
-    return loads(body)
+    return loads(body, device)
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> bytes:

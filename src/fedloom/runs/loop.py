@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
+import torch
 from torch import Tensor, nn
 
 from fedloom.channel.stage import Channel
@@ -20,7 +21,7 @@ from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.replies import Evaluation
 from fedloom.timing.world import World
-from fedloom.written import safetensors_of
+from fedloom.written import dumps, loads, safetensors_of
 
 from . import checkpoint
 from .describe import COUNTS, flat, plain, reached, spent, versions
@@ -39,7 +40,7 @@ class Run:
     """A run under way or ended.
 
     Attributes:
-        history: one row per evaluated round, as a DataFrame.
+        history: one row per round, as a DataFrame; what is measured by evaluating is NaN in rounds without.
         summary: the figures of the whole run.
         state: the method's last state; `params` its vector, if it has one; `model` an ordinary module with it.
     """
@@ -168,7 +169,7 @@ class Run:
         e = self.experiment
         self._open()
         if not self.started:
-            self.host.start(e.before.state if isinstance(e.before, Run) else e.before)
+            self.host.start(_placed(e.before.state if isinstance(e.before, Run) else e.before, self.plan.device))
             self.started = True
         self._say("start", rounds=e.rounds)
         saved_at, cost = time.monotonic(), 0.0
@@ -321,10 +322,11 @@ class Run:
         if written == [True, False] and not checkpoint.found(self.out / "checkpoints"):
             self._say("note", text="killed before its first checkpoint: it starts again")
             return None
-        _, saved, troubles = checkpoint.load(self.out / "checkpoints")
+        device = torch.device(self.experiment.device)
+        _, saved, troubles = checkpoint.load(self.out / "checkpoints", device)
         own_finish = type(self.experiment.method).finish is not Method.finish
         if own_finish and saved["finished"] and saved["version"] < self.experiment.rounds:
-            _, saved, more = checkpoint.load(self.out / _UNFINISHED)
+            _, saved, more = checkpoint.load(self.out / _UNFINISHED, device)
             troubles += more
         for line in troubles:
             self._say("note", text=line)
@@ -389,6 +391,13 @@ def identity(e: Experiment) -> dict[str, Any]:
         "channel": repr(Channel.of(e.channel).stages),
         "world": repr(e.world or World()),
     }
+
+
+def _placed(state: Any, device: torch.device) -> Any:
+    """A state that came about on another device."""
+    if all(t.device.type == device.type for t in leaves(state) if isinstance(t, Tensor)):
+        return state
+    return loads(dumps(state), device)
 
 
 def _versions_of(state: Any) -> list[tuple[Tensor, int]]:

@@ -117,6 +117,19 @@ def test_steps_that_are_too_large_or_not_finite_are_skipped():
     same(some.state.sums, sums, 1e-9)
 
 
+def test_skipped_steps_say_nothing_about_their_seeds():
+    clip = 2.5e-3  # of |f(w+) - f(w-)|: some steps are skipped, and some are not
+    got, _ = overheard(replace(KSEED, cohort=4, pro=True, clip=clip), SOFTMAX, federation(), rounds=1)
+    size, draws = np.zeros(6), np.zeros(6)
+    for i in range(4):
+        seeds, slopes, _ = work(START, i, 0, torch.ones(6) / 6, clip)
+        np.add.at(size, seeds, np.abs(slopes) * N[i] / N.sum())
+        np.add.at(draws, seeds, (np.array(slopes) != 0) * N[i] / N.sum())
+    assert 0 < draws.sum() < 6
+    same(got.state.draws, draws)
+    same(got.state.size, size, 1e-9)
+
+
 def test_dropout_is_off_at_both_points():
     def net(p):
         made = nn.Sequential(nn.Dropout(p), Softmax())

@@ -4,7 +4,8 @@
     client:  w = w_0 - lr sum_s a_s z(s);   each step: draw s,  g = (f(w + eps z) - f(w - eps z)) / (2 eps),
              w <- w - lr g z;   keep (s, g)
     server:  a_s <- a_s + sum_k p_k sum of client k's g for s
-    Pro:     seeds are drawn with probability softmax(minmax(h)), h_s = mean of |clip(g)| seen for s
+    Pro:     seeds are drawn with probability softmax(minmax(h)), h_s = mean of |clip(g)| seen for s; skipped steps
+             (see `clip`) show none
 
 Sent: a (K numbers) down, at most 8 bytes a step up. w_0 follows from the plan. Kept at clients: nothing.
 """
@@ -112,7 +113,7 @@ class FedKSeed(Method):
         out = await client.train(w, solver=self.solver, loss=undisturbed, step=two_points, carry=none, extras=terms)
         g = out.carry
         drawn, place = seeds.unique(return_inverse=True)
-        each = torch.stack([g, g.abs().clamp(max=self.pro_clip), torch.ones_like(g)], 1) if self.pro else g[:, None]
+        each = torch.stack([g, g.abs().clamp(max=self.pro_clip), (g != 0).to(g)], 1) if self.pro else g[:, None]
         table = g.new_zeros(len(drawn), each.shape[1]).index_add_(0, place.to(g.device), each)
         return Message(seen=At(drawn, table, self.candidates))
 

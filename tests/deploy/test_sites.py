@@ -33,7 +33,7 @@ from fedloom.deploy.listening import Listener
 from fedloom.deploy.metrics import exposition
 from fedloom.deploy.tables import Table
 from fedloom.deploy.wire import Reply
-from fedloom.errors import CheckpointError, ConfigError, MessageError, NotSupported
+from fedloom.errors import CheckpointError, ConfigError, FedloomWarning, MessageError, NotSupported
 from fedloom.message import At, Message
 from fedloom.method import catalogue
 from fedloom.runs import Recipe
@@ -280,7 +280,10 @@ def test_the_queue_and_what_was_refused_are_counted_by_reason(desk, tmp_path):
 def test_tables_are_read_by_the_plan(tmp_path):
     table = Table(target="sick", labels=["no", "yes"], columns={"age": [50, 10], "kind": ["1", "2", "missing"]})
     (tmp_path / "t.csv").write_text("kind,age,sick\n1,60,yes\n,,no\n7,40,no\n")
-    data = table.read(tmp_path / "t.csv")
+    odd = r"column 'kind': 1 of 3 values are none of its categories, such as \['7'\]"
+    with pytest.warns(FedloomWarning, match=odd):
+        data = table.read(tmp_path / "t.csv")
+    assert data.x.dtype == torch.float32
     assert data.x.tolist() == [[1, 1, 0, 0], [0, 0, 0, 1], [-1, 0, 0, 0]]
     assert data.y.tolist() == [1, 0, 0]
     terms = Terms(names=["a"], table=table)

@@ -55,6 +55,8 @@ def hold_out(
             held[key], left = whole.rows(torch.from_numpy(np.flatnonzero(away))), left[~away[left]]
         else:
             held[key] = data = as_data(given, key)
+            if not len(data):
+                raise DataError(f"{key}: no samples")
             if key != "public":
                 same_shape(whole, data, key)
         part = held[key]
@@ -117,6 +119,13 @@ def same_shape(first: Data, other: Data, where: str) -> None:
         raise DataError(
             f"{where}: samples have {shapes[1]}, the others {shapes[0]}; one federation has one set of "
             f"fields and shapes (clients that differ: Federation.generated(n, size, make))"
+        )
+    kinds = [{name: str(t.dtype)[6:] for name, t in d.items()} for d in (first, other)]
+    if kinds[0] != kinds[1]:
+        name = next(name for name in kinds[0] if kinds[0][name] != kinds[1][name])
+        raise DataError(
+            f"{where}: the field {name!r} is {kinds[1][name]}, and {kinds[0][name]} elsewhere; one federation has one "
+            f"type for each field: give it as {name}.to(torch.{kinds[0][name]})"
         )
 
 

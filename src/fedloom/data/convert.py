@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.errors import DataError
+from fedloom.errors import ConfigError, DataError
 
 from .fields import IGNORE, Data
 
@@ -28,14 +28,14 @@ def tensor(values: Any, name: str) -> Tensor:
         DataError: the values are not numbers.
     """
     if isinstance(values, Tensor):
+        if values.is_complex() or values.layout is not torch.strided:
+            kind = values.dtype if values.is_complex() else values.layout
+            raise DataError(f"field {name!r} is {kind}, and samples are dense real numbers; {_REAL}")
         t = values.detach().cpu()
     else:
         array = _array(values, name)
         if array.dtype.kind not in "fiub":
-            raise DataError(
-                f"field {name!r} holds {array.dtype}, and tensors hold numbers; encode it first, or use "
-                f"Federation.from_pandas, which makes categories one-hot"
-            )
+            raise DataError(f"field {name!r} holds {_held(array)}, and tensors hold numbers; {_instead(array, name)}")
         t = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype.kind == "f" else None))
     if t.dtype is torch.uint8 and t.dim() >= 3 and name != "y":
         return t.float() / 255
@@ -47,13 +47,38 @@ def tensor(values: Any, name: str) -> Tensor:
 def _array(values: Any, name: str) -> np.ndarray:
     if isinstance(values, torch.utils.data.Dataset):
         raise DataError(f"field {name!r} is a PyTorch dataset; clients out of one: Federation.from_torch(dataset)")
+    if (hidden := np.ma.getmask(values)) is not np.ma.nomask and hidden.any():
+        raise DataError(
+            f"field {name!r} is a masked array, {int(hidden.sum())} values hidden; fill them, as in values.filled(0)"
+        )
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
+        # numbers of several kinds in one table are objects: [1, 2.5, True]
+        return np.asarray(array.tolist()) if array.dtype.kind == "O" and array.ndim else array
     except ValueError:
         raise DataError(
             f"field {name!r} is not one array: its entries differ in shape. Several inputs are fields of their own: "
             f"Federation.from_data({{'x': a, 'z': b, 'y': y}}), with a task whose inputs(batch) returns them all"
         ) from None
+
+
+_REAL = "give x.to_dense(), or real and imaginary part as two channels (torch.view_as_real)"
+
+
+def _held(array: np.ndarray) -> str:
+    """What an array of no numbers holds, in words."""
+    if array.dtype.kind != "O":
+        return str(array.dtype)
+    odd = next((v for v in array.flat if not isinstance(v, int | float | np.number)), None)
+    return f"{type(odd).__name__} objects" if odd is not None else "empty entries (None)"
+
+
+def _instead(array: np.ndarray, name: str) -> str:
+    if hasattr(array.item() if array.size == 1 else None, "toarray"):
+        return "give values.toarray()"
+    if name == "y" and array.dtype.kind in "US":
+        return "labels become numbers by `names, y = np.unique(y, return_inverse=True)`, for all clients at once"
+    return "encode it first, or use Federation.from_pandas, which makes categories one-hot"
 
 
 def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
@@ -74,22 +99,50 @@ def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
     return torch.from_numpy(index.astype(np.int64)), tuple(str(name) for name in names)
 
 
+def label_names(labels: Any) -> tuple[str, ...]:
+    """The different labels in sorted order where they are text, one per sample; () where they are numbers or none."""
+    if labels is None or isinstance(labels, Tensor):
+        return ()
+    array = _array(labels, "y")
+    return tuple(np.unique(array).tolist()) if array.ndim == 1 and array.dtype.kind == "U" else ()
+
+
+def label_numbers(labels: Any, names: Sequence[str], where: str) -> np.ndarray:
+    """The position of each label among `names`, int64 `(n,)`.
+
+    Raises:
+        DataError: labels that are none of them.
+    """
+    given = np.asarray(labels).astype(str)
+    found = np.searchsorted(names, given).clip(max=len(names) - 1)
+    if (odd := np.asarray(names)[found] != given).any():
+        few = np.unique(given[odd])[:5].tolist()
+        raise DataError(f"{where}: {int(odd.sum())} labels are none of {list(names)[:20]}: {few}")
+    return found
+
+
+def as_fields(given: Any, where: str) -> dict[str, Any]:
+    """The fields of what a user gave, by name: Data, a mapping of fields, `(x, y)`, or inputs alone.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if isinstance(given, Mapping):
+        return {str(name): given[name] for name in given}
+    if isinstance(given, tuple) and len(given) == 2:
+        return dict(zip("xy", given))
+    if isinstance(given, Tensor | np.ndarray):
+        return {"x": given}
+    raise DataError(f"{where}: expected Data(x=..., y=...), a dict of arrays, or (x, y); given {type(given).__name__}")
+
+
 def as_data(given: Any, where: str) -> Data:
-    """A `Data` of what a user gave: Data, a mapping of fields, `(x, y)`, or inputs alone.
+    """A `Data` of what a user gave, as in `as_fields`.
 
     Raises:
         DataError: fields of different length, not numeric, or with a reserved name.
     """
-    if isinstance(given, Mapping):
-        named = {str(name): given[name] for name in given}
-    elif isinstance(given, tuple) and len(given) == 2:
-        named = dict(zip("xy", given))
-    elif isinstance(given, Tensor | np.ndarray):
-        named = {"x": given}
-    else:
-        raise DataError(
-            f"{where}: expected Data(x=..., y=...), a dict of arrays, or (x, y); given {type(given).__name__}"
-        )
+    named = as_fields(given, where)
     if clash := sorted(RESERVED & set(named)):
         raise DataError(f"{where}: {clash[0]!r} is a word of Data itself; call the field otherwise")
     fields = {name: tensor(values, name) for name, values in named.items()}
@@ -111,8 +164,11 @@ def check(data: Data, where: str, classes: int | None = None, empty: bool = Fals
         empty: whether no samples at all are legal.
 
     Raises:
+        ConfigError: fewer than 1 class.
         DataError: naming the field, how many entries are bad, and the first bad sample.
     """
+    if classes is not None and classes < 1:
+        raise ConfigError(f"there are 1 or more classes; given classes={classes} (none: they are counted)")
     if not len(data) and not empty:
         raise DataError(f"{where}: no samples")
     for name, t in data.items():
@@ -151,10 +207,10 @@ def label_count(parts: Iterable[Data | None]) -> int | None:
     return max(largest, default=None)
 
 
-def standardised(data: Data, columns: Tensor, train: Data) -> Data:
+def standardised(data: Data, columns: Tensor, train: Data, dtype: torch.dtype = torch.float32) -> Data:
     """`data` with the given columns of `x` `(n, d)` shifted and scaled to mean 0 and standard deviation 1 on
     `train`. Missing entries (NaN) become the mean; a column that is constant on `train` is only shifted."""
-    return Data(**{**data, "x": scale(data["x"], columns, moments(train["x"], columns))})
+    return Data(**{**data, "x": scale(data["x"], columns, moments(train["x"], columns), dtype)})
 
 
 def moments(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,10 +221,10 @@ def moments(x: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where((std > 0) & std.isfinite(), std, torch.ones_like(std))
 
 
-def scale(x: Tensor, columns: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """`x` with columns shifted and scaled by `moments`; NaN becomes 0, the mean."""
-    out = x.clone()
-    out[:, columns] = torch.where(x[:, columns].isnan(), 0.0, (x[:, columns].double() - by[0]) / by[1]).to(x.dtype)
+def scale(x: Tensor, columns: Tensor, by: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """`x` as `dtype`, with columns shifted and scaled by `moments`; NaN becomes 0, the mean."""
+    out, picked = x.to(dtype, copy=True), x[:, columns].double()
+    out[:, columns] = torch.where(picked.isnan(), 0.0, (picked - by[0]) / by[1]).to(dtype)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +12,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedloom.errors import DataError, unknown
+from fedloom.errors import ConfigError, DataError, FedloomWarning, unknown
 
+from .convert import RESERVED
 from .fields import Data
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a frame becomes `x` float32 `(n, d)` (numbers as they are, then categories one-hot) and `y`.
+    """How a frame becomes `x` float64 `(n, d)` (numbers as they are, then categories one-hot) and `y`.
 
     The categories are those of the whole frame, so that the width of `x` does not depend on a split; they are
-    names, not statistics. Numbers are scaled later, with the train samples alone.
+    names, not statistics. Numbers are scaled later, with the train samples alone, and become float32 only then: large
+    ones that differ little (times, positions) would become one before.
     """
 
     target: str
@@ -43,8 +46,21 @@ class Encoding:
         drop: Sequence[str] = (),
         missing: str = "error",
     ) -> Encoding:
-        """The encoding of a frame; arguments as in `Federation.from_pandas`."""
-        frame = frame.rename(columns=str)
+        """The encoding of a frame; arguments as in `Federation.from_pandas`.
+
+        Raises:
+            ConfigError: an unknown column, task or way with missing numbers, or a kept column with a reserved name.
+            DataError: columns that are neither numbers nor categories.
+        """
+        frame = _plain(frame)
+        for name, columns in (("categorical", categorical), ("keep", keep), ("drop", drop)):
+            if isinstance(columns, str):
+                raise ConfigError(f"{name} is a list of columns: {name}=[{columns!r}]")
+        if clash := sorted({"x", "y", *RESERVED} & set(keep)):
+            raise ConfigError(
+                f"keep={list(keep)!r} cannot be: a kept column becomes a field of its name, and {clash[0]!r} is taken; "
+                f"rename it, as in frame.rename(columns={{{clash[0]!r}: {clash[0] + '_'!r}}})"
+            )
         for name in (target, *([] if group is None else [group]), *categorical, *keep, *drop):
             if name not in frame.columns:
                 raise unknown("column", name, frame.columns)
@@ -57,6 +73,10 @@ class Encoding:
             raise DataError("no columns are left as features")
         numeric = [c for c in features if c not in categorical and pd.api.types.is_numeric_dtype(features[c].dtype)]
         others = [c for c in features if c not in numeric]
+        for column in others:
+            _check_categories(features[column], column, column in categorical)
+        if odd := [c for c in numeric if pd.api.types.is_complex_dtype(features[c].dtype)]:
+            raise DataError(f"column {odd[0]!r} holds complex numbers; give real and imaginary part as two columns")
         return cls(
             target=target,
             labels=_names(frame[target]) if _is_classes(frame[target], task) else None,
@@ -85,16 +105,19 @@ class Encoding:
         Raises:
             DataError: a column is missing, numbers are missing or infinite, or a label is not one of the
                 encoding's.
+
+        Warns:
+            FedloomWarning: values that are none of the encoding's categories; all their columns are 0.
         """
-        frame = frame.rename(columns=str)
+        frame = _plain(frame)
         if not len(frame):
             raise DataError(f"{where}: the table has no rows")
         wanted = (*self.numeric, *self.categories, *self.keep, self.target)
         if gone := [c for c in wanted if c not in frame.columns]:
             raise DataError(f"{where}: no column {gone[0]!r}; the table has {', '.join(frame.columns)}")
-        numbers = frame[list(self.numeric)].to_numpy(dtype=np.float32, na_value=np.nan).reshape(len(frame), -1)
+        numbers = frame[list(self.numeric)].to_numpy(dtype=np.float64, na_value=np.nan).reshape(len(frame), -1)
         self._check(numbers, where)
-        hot = [_one_hot(frame[c], values) for c, values in self.categories.items()]
+        hot = [_one_hot(frame[c], values, f"{where}: column {c!r}") for c, values in self.categories.items()]
         fields = {"x": torch.from_numpy(np.concatenate([numbers, *hot], 1)), "y": self._targets(frame, where)}
         for c, values in self.keep.items():
             fields[c] = torch.from_numpy(_positions(frame[c], values).astype(np.int64))
@@ -113,8 +136,11 @@ class Encoding:
             raise DataError(f"{where}: the target {self.target!r} is missing in {int(column_.isna().sum())} rows")
         if self.labels is None:
             values = np.asarray(pd.to_numeric(column_, errors="coerce"), dtype=np.float32)
-            if not np.isfinite(values).all():
-                raise DataError(f"{where}: {int((~np.isfinite(values)).sum())} targets are not finite numbers")
+            if (odd := ~np.isfinite(values)).any():
+                raise DataError(
+                    f"{where}: the target {self.target!r} is no finite number in {int(odd.sum())} of {len(odd)} rows "
+                    f'(first: {column_[odd].iloc[0]!r}); for labels, task="classification"'
+                )
             return torch.from_numpy(values.copy())
         found = _positions(column_, self.labels)
         if (found < 0).any():
@@ -134,8 +160,8 @@ def _is_classes(values: Any, task: str | None) -> bool:
 def _names(values: Any) -> tuple[str, ...]:
     """The different values in their own order (numbers as numbers), as text; empty is a value of its own,
     last."""
-    present = values.dropna().unique()
-    return (*(_text(v) for v in sorted(present, key=_order)), *(["missing"] if values.isna().any() else []))
+    present = [_text(v) for v in sorted(values.dropna().unique(), key=_order)]
+    return tuple(dict.fromkeys([*present, *(["missing"] if values.isna().any() else [])]))  # 1 and "1" are one
 
 
 def _text(value: Any) -> str:
@@ -154,5 +180,45 @@ def _positions(values: Any, names: tuple[str, ...]) -> np.ndarray:
     return values.map(lambda v: "missing" if pd.isna(v) else _text(v)).map(place).fillna(-1).to_numpy(np.int64)
 
 
-def _one_hot(values: Any, names: tuple[str, ...]) -> np.ndarray:
-    return (_positions(values, names)[:, None] == np.arange(len(names))).astype(np.float32)
+def _one_hot(values: Any, names: tuple[str, ...], where: str) -> np.ndarray:
+    found = _positions(values, names)
+    if (odd := found < 0).any():
+        few = sorted(set(values[odd].map(_text)))[:5]
+        message = (
+            f"{where}: {int(odd.sum())} of {len(odd)} values are none of its categories, such as {few}; they are 0"
+        )
+        warnings.warn(message, FedloomWarning, stacklevel=2)
+    return (found[:, None] == np.arange(len(names))).astype(np.float64)
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns named by text, each once."""
+    if frame.columns.nlevels > 1:
+        raise DataError("columns have names of several levels; flatten them, as in frame.columns.map('_'.join)")
+    frame = frame.rename(columns=str)
+    if not frame.columns.is_unique:
+        raise DataError(f"several columns are called {frame.columns[frame.columns.duplicated()][0]!r}; name each once")
+    return frame
+
+
+_MANY = 1000
+"""Different values from which on a column is no category, unless it is said to be one."""
+
+
+def _check_categories(values: Any, name: str, named: bool) -> None:
+    """Refuse (`DataError`) columns that are not one of a few values: times, lists, identifiers, free text."""
+    if pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_timedelta64_dtype(values.dtype):
+        raise DataError(
+            f"column {name!r} holds times; make numbers of what matters of them, as in frame[{name!r}].dt.dayofyear, "
+            f"or leave it out: drop=[{name!r}]"
+        )
+    try:
+        different = values.nunique()
+    except TypeError:
+        raise DataError(f"column {name!r} holds {type(values.iloc[0]).__name__} objects; leave it out") from None
+    if not named and (different > _MANY or (different > 20 and different > len(values) / 2)):
+        raise DataError(
+            f"column {name!r} has {different} different texts in {len(values)} rows, such as "
+            f"{str(values.dropna().iloc[0])[:40]!r}: identifiers, free text, or numbers with some text among them. "
+            f"Leave it out: drop=[{name!r}]; or make each a column: categorical=[{name!r}]"
+        )

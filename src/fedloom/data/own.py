@@ -14,12 +14,21 @@ KINDS = (".csv", ".csv.gz", ".parquet")
 
 
 def own_table(path: str) -> Entry | None:
-    """The source that a file is; None where the name is no file's."""
+    """The source that a file is; None where the name is no file's. Several columns to `drop`, or to take as
+    `categorical`, are joined by a plus."""
     if not path.lower().endswith(KINDS):
         return None
 
     def read(
-        folder: Folder | None, seed: int, *, target: str = "", group: str = "", task: str = "", missing: str = "error"
+        folder: Folder | None,
+        seed: int,
+        *,
+        target: str = "",
+        group: str = "",
+        task: str = "",
+        missing: str = "error",
+        drop: str = "",
+        categorical: str = "",
     ) -> Source:
         choice("missing", missing, ("error", "mean"))
         if not Path(path).is_file():
@@ -29,9 +38,16 @@ def own_table(path: str) -> Entry | None:
             columns = ", ".join(map(str, frame.columns))
             raise ConfigError(
                 f"which column of {path} is to be predicted? {path}:target=COLUMN, and ,group=COLUMN where one names "
-                f"the clients; its columns are {columns}"
+                f"the clients, ,drop=COLUMN+COLUMN what is left out; its columns are {columns}"
             )
-        table = Table(target, group or None, task=task or None, missing=missing)
+        table = Table(
+            target,
+            group or None,
+            task=task or None,
+            missing=missing,
+            drop=[name for name in drop.split("+") if name],
+            categorical=[name for name in categorical.split("+") if name],
+        )
         return tabular(Path(path).name.split(".")[0], frame, table, origin=path, licence="not stated")
 
     return Entry(path, read, "", "a table of one's own", None)

@@ -150,7 +150,7 @@ class Made:
     def rows(self, id: int) -> tuple[Data, int, int]:
         made = self.kept.get(id)  # several threads ask: none may take away what another is about to return
         if made is None:
-            data, due = as_data(self.make(id), f"client {id}"), self.total(id)
+            data, due = as_data(self._made(id), f"client {id}"), self.total(id)
             if len(data) != due:
                 raise DataError(f"client {id}: make({id}) gave {len(data)} samples, and size says {due}")
             check(data, f"client {id}", self.classes, empty=due == 0)
@@ -158,6 +158,12 @@ class Made:
                 self.kept.pop(old, None)
             made = self.kept[id] = data.to(self.device)
         return made, 0, len(made)
+
+    def _made(self, id: int) -> Any:
+        try:
+            return self.make(id)
+        except Exception as error:
+            raise DataError(f"client {id}: make({id}) raised {type(error).__name__}: {error}") from error
 
     def to(self, device: torch.device | str) -> Made:
         return Made(self.n, self.size, self.make, self.recipe, self.classes, self.keep, device)

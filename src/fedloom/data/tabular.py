@@ -50,7 +50,7 @@ def tabular(
     parts = [part.replace(x=scale(part["x"], columns, by)) for part in parts]
     if encoding.labels is None:
         y = parts[0]["y"]
-        notes = {"target_mean": float(y.mean()), "target_std": float(y.std(correction=0))}
+        notes = {"target_mean": float(y.mean()), "target_std": float(y.std(correction=0)) or 1.0}
         parts = [p.replace(y=(p["y"] - notes["target_mean"]) / notes["target_std"]) for p in parts]
     groups, names = (None, ()) if group is None else codes(frame[group])
     default = Natural() if group else IID() if encoding.labels is None else Dirichlet(0.5)

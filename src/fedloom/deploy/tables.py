@@ -56,7 +56,7 @@ class Table(BaseModel):
         frame: Any = read_frame(path, kind)
         data = encoding.data(frame, path.name)
         if not scales:
-            return data
-        centre, scale = torch.tensor(list(scales.values())).T
+            return data.replace(x=data.x.float())
+        centre, scale = torch.tensor(list(scales.values()), dtype=torch.float64).T
         numbers = (data.x[:, : len(scales)] - centre) / scale
-        return data.replace(x=torch.cat([numbers.nan_to_num(0.0), data.x[:, len(scales) :]], 1))
+        return data.replace(x=torch.cat([numbers.nan_to_num(0.0), data.x[:, len(scales) :]], 1).float())

@@ -92,6 +92,9 @@ def from_offsets(
     if hollow and not empty:
         raise DataError(f"{name}: {hollow} of {len(population)} clients have no samples; empty=True allows that")
     shared = _shared(classes, test=test, public=public, validation=validation)
+    for key in ("test", "validation"):
+        if (part := shared[key]) is not None:
+            same_shape(table, part, key)
     return cls(
         population,
         **shared,
@@ -151,14 +154,14 @@ def generated(
 
 def _shared(classes: int | None, **parts: Any) -> dict[str, Data | None]:
     """What everybody or the server holds, by name."""
-    return {name: _checked(given, classes) for name, given in parts.items()}
+    return {name: _checked(given, classes, name) for name, given in parts.items()}
 
 
-def _checked(given: Any, classes: int | None) -> Data | None:
+def _checked(given: Any, classes: int | None, name: str) -> Data | None:
     if given is None:
         return None
     if isinstance(given, float | int | str):
         raise ConfigError(f"clients already hold their samples here; give shared data as (x, y), not {given!r}")
-    data = as_data(given, "shared data")
-    check(data, "shared data", classes)
+    data = as_data(given, name)
+    check(data, name, classes)
     return data

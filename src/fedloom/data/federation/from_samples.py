@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from fedloom.data.arrange import by_client, client_names, contents, hold_out, train_mask
-from fedloom.data.convert import as_data, check, codes, label_count, standardised
+from fedloom.data.convert import (
+    as_data,
+    as_fields,
+    check,
+    codes,
+    label_count,
+    label_names,
+    label_numbers,
+    standardised,
+)
 from fedloom.data.fields import Data
 from fedloom.data.partitions import Partition, numbers, parse_partition
 from fedloom.data.population import Rows
@@ -36,7 +45,8 @@ def from_arrays(
 
     Args:
         x: inputs `(n, ...)`: NumPy, PyTorch or lists. float64 of NumPy becomes float32; byte images 0..1.
-        y: targets: integer labels 0..C-1, or floats to regress; None for inputs alone.
+        y: targets: integer labels 0..C-1, text (its values in sorted order become 0..C-1, their names
+            `federation.info["labels"]`), or floats to regress; None for inputs alone.
         clients: how many; None: what the partition finds in the data, or else 100.
         partition: who holds which sample, as an object or text ("dirichlet:0.1"); None: each of `groups` is a client,
             or "iid" without groups.
@@ -87,20 +97,33 @@ def from_data(
         DataError: NaN or infinite values, different lengths, labels out of range, too few samples.
         ConfigError: impossible fractions, partitions or numbers of clients.
     """
-    whole = as_data(data, name)
+    fields, shared = as_fields(data, name), {"test": test, "public": public, "validation": validation}
+    if labels := label_names(fields.get("y")):
+        fields["y"] = label_numbers(fields["y"], labels, name)
+        shared = {key: _numbered(part, labels, key) for key, part in shared.items()}
+        info = {"labels": list(labels), **(info or {})}
+    whole = as_data(fields, name)
     check(whole, name, classes)
-    columns = None
+    columns, dtype = None, torch.float32
     if standardise:
         if "x" not in whole or whole["x"].dim() != 2:
             raise DataError("standardise=True scales the columns of a table `x` (n, d); this data has none")
         columns = torch.arange(whole["x"].shape[1])
+        dtype = whole["x"].dtype if whole["x"].is_floating_point() else dtype
     group, group_names = (None, ()) if groups is None else codes(groups)
     partition = partition or ("iid" if groups is None else "natural")
     return cls.assemble(
-        whole, columns, clients=clients, partition=partition, group=group, group_names=group_names, test=test,
-        public=public, validation=validation, val=val, client_test=client_test, seed=seed, name=name,
-        classes=classes, ordered=ordered, info=info,
+        whole, columns, clients=clients, partition=partition, group=group, group_names=group_names, val=val,
+        client_test=client_test, seed=seed, name=name, classes=classes, ordered=ordered, info=info, dtype=dtype,
+        **shared,
     )  # fmt: skip
+
+
+def _numbered(part: Shared, labels: tuple[str, ...], where: str) -> Shared:
+    """Shared data with its labels, which are text, as numbers; anything but data as it is."""
+    if part is None or isinstance(part, float | int | str) or "y" not in (fields := as_fields(part, where)):
+        return part
+    return {**fields, "y": label_numbers(fields["y"], labels, where)}
 
 
 def assemble(
@@ -119,12 +142,14 @@ def assemble(
     classes: int | None,
     ordered: bool,
     info: Mapping[str, Any] | None,
+    dtype: torch.dtype = torch.float32,
     **shared: Any,
 ) -> Federation:
     """The one road from samples to clients: hold out, partition, put in client order, change, scale, check.
 
     Arguments as in `from_data`; `group` holds indices of `group_names`; `columns` of `x` (int64 positions, or
-    None) are scaled by mean and standard deviation of all TRAIN samples, where NaN counts as the mean.
+    None) are scaled by mean and standard deviation of all TRAIN samples, where NaN counts as the mean; then `x` is of
+    `dtype`.
     """
     partition = parse_partition(partition)
     if group is not None and len(group) != len(whole):
@@ -140,7 +165,7 @@ def assemble(
     parts: dict[str, Data | None] = {"table": table, **held}
     if columns is not None:
         train = table.rows(train_mask(offsets, val, client_test))
-        parts = {key: part and standardised(part, columns, train) for key, part in parts.items()}
+        parts = {key: part and standardised(part, columns, train, dtype) for key, part in parts.items()}
     for key, part in parts.items():
         if part is not None and (key != "table" or columns is not None):  # a table as given is checked already
             check(part, key, classes)

@@ -1,0 +1,178 @@
+"""Data as users bring it: what can be read is read right, and what cannot is answered with what to write."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fedloom.data import Data, Federation, load
+from fedloom.errors import DataError, FedloomError, FedloomWarning
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(60, 4)), np.arange(60) % 3
+
+
+def frame(**columns) -> pd.DataFrame:
+    plain = {"age": X[:, 0], "kind": ["a", "b", "c"] * 20, "ward": ["e", "w"] * 30, "ill": ["no", "yes", "yes"] * 20}
+    return pd.DataFrame({**plain, **columns})
+
+
+# ------------------------------------------------------------------------------------------------------------- arrays
+
+
+@pytest.mark.parametrize("kind", [np.asarray, list, lambda y: np.asarray(y, dtype=object), pd.Series])
+def test_labels_may_be_text(kind):
+    names = np.array(["eel", "cat", "dog"])
+    y, ids = kind(names[Y].tolist()), np.arange(60.0)[:, None]
+    fed = Federation.from_arrays(ids, y, 5, test=(ids[:6], kind(names[Y[:6]].tolist())))
+    assert fed.info["labels"] == ["cat", "dog", "eel"]
+    assert fed.classes == 3
+    for part in (fed.table, fed.test):
+        assert [fed.info["labels"][k] for k in part.y.tolist()] == names[part.x.flatten().long().numpy() % 3].tolist()
+    with pytest.raises(DataError, match=r"test: 2 labels are none of \['cat', 'dog', 'eel'\]: \['fox'\]"):
+        Federation.from_arrays(ids, y, 5, test=(ids[:3], kind(["cat", "fox", "fox"])))
+
+
+def test_whole_numbers_are_standardised_as_numbers():
+    x = np.arange(60)[:, None] * [[1, 0]] + [[0, 7]]
+    table = Federation.from_arrays(x, Y, 3, standardise=True, client_test=0.0).table
+    assert table.x.dtype == torch.float32
+    assert table.x.mean(0).abs().max() < 1e-6
+    assert table.x[:, 0].std(correction=0) == pytest.approx(1)
+    assert Federation.from_arrays(torch.tensor(X), Y, 3, standardise=True).table.x.dtype == torch.float64
+
+
+def test_numbers_of_several_kinds_are_numbers():
+    mixed = np.array([[1, 2.5, True]] * 6, dtype=object)
+    assert Federation.from_arrays(mixed, clients=2).examples(1).x.tolist() == [[1, 2.5, 1]]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"x": torch.tensor(X + 1j)}, "complex128, and samples are dense real numbers.*view_as_real"),
+        ({"x": torch.tensor(X).to_sparse()}, r"sparse_coo.*to_dense\(\)"),
+        ({"x": np.ma.masked_array(X, mask=X > 1)}, r"masked array, .* values hidden; fill them, as in values\.filled"),
+        ({"x": [[1.0, None]] * 60}, r"empty entries \(None\)"),
+        ({"x": [{"a": 1}] * 60}, "holds dict objects"),
+        ({"test": (X[:5], Y[:5].astype(float))}, r"test: the field 'y' is float32, and int64 elsewhere.*y\.to"),
+        ({"test": (torch.tensor(X), Y)}, "test: the field 'x' is float64, and float32 elsewhere"),
+        ({"test": (X[:0], Y[:0])}, "test: no samples$"),
+        ({"classes": 0}, "1 or more classes; given classes=0"),
+    ],
+)
+def test_arrays_that_are_refused(given, says):
+    with pytest.raises(FedloomError, match=says):
+        Federation.from_arrays(**{"x": X, "y": Y, "clients": 4, **given})
+
+
+def test_sparse_matrices_are_named():
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(DataError, match=r"csr_matrix objects.*values\.toarray\(\)"):
+        Federation.from_arrays(sparse.csr_matrix(X), Y, 4)
+
+
+def test_what_is_shared_is_like_the_clients_samples_however_they_come():
+    clients = [(X[:30], Y[:30]), (X[30:], Y[30:])]
+    assert len(Federation.from_clients(clients, test=(X[:5], Y[:5])).test) == 5
+    with pytest.raises(DataError, match="test: samples have"):
+        Federation.from_clients(clients, test=(X[:5, :2], Y[:5]))
+    with pytest.raises(DataError, match="client 1: the field 'x' is int64, and float32 elsewhere"):
+        Federation.from_clients([clients[0], (X[30:].astype(int), Y[30:])])
+    with pytest.raises(DataError, match="for all clients at once"):
+        Federation.from_clients([(X[:2], ["a", "b"])])
+
+
+def test_a_client_that_cannot_be_made_is_named():
+    fed = Federation.generated(4, 3, lambda id: Data(x=torch.ones(3, 1) / (id - 2 or [])))
+    with pytest.raises(DataError, match=r"client 2: make\(2\) raised TypeError: .*") as raised:
+        fed.local(2)
+    assert isinstance(raised.value.__cause__, TypeError)
+
+
+# ------------------------------------------------------------------------------------------------------------- frames
+
+
+def test_large_numbers_that_differ_little_stay_apart():
+    """1.6e9 + k are all one float32."""
+    seconds = 1.6e9 + RNG.permutation(60)
+    fed = Federation.from_pandas(frame(age=seconds), "ill", clients=3, client_test=0.0, ordered=True)
+    assert fed.table.x.dtype == torch.float32
+    assert len(fed.table.x[:, 0].unique()) == 60
+
+
+def test_a_value_is_one_category_however_it_is_written():
+    def columns(values):
+        return Federation.from_pandas(frame(kind=values), "ill", clients=3, drop=["ward"]).info["columns"]
+
+    assert columns([1, "1", 2] * 20) == ["age", "kind=1", "kind=2"]
+    assert columns(["missing", None, "a"] * 20) == ["age", "kind=a", "kind=missing"]
+    assert Federation.from_pandas(frame(ill=[1, "1", 2] * 20), "ill", clients=3).classes == 2
+
+
+def test_categories_that_were_never_seen_are_said():
+    with pytest.warns(FedloomWarning, match=r"test: column 'kind': 60 of 60 values are none.*\['z'\]; they are 0"):
+        fed = Federation.from_pandas(frame(), "ill", clients=3, test=frame(kind="z"))
+    assert fed.test.x[:, 1:4].sum() == 0
+
+
+def test_many_texts_are_categories_only_if_they_are_said_to_be():
+    names = [f"p{i}" for i in range(60)]
+    with pytest.raises(DataError, match=r"'name' has 60 different texts in 60 rows.*drop=\['name'\]"):
+        Federation.from_pandas(frame(name=names), "ill", clients=3)
+    fed = Federation.from_pandas(frame(name=names), "ill", clients=3, categorical=["name"])
+    assert len(fed.info["columns"]) == 1 + 3 + 2 + 60
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "says"),
+    [
+        (lambda: pd.concat([frame(), frame()[["age"]]], axis=1), {}, "several columns are called 'age'"),
+        (lambda: frame().T.set_index([list("abcd")], append=True).T, {}, "names of several levels"),
+        (lambda: frame(day=pd.date_range("2020", periods=60)), {}, r"'day' holds times.*dt\.dayofyear"),
+        (lambda: frame(tags=[[1, 2]] * 60), {}, "'tags' holds list objects"),
+        (lambda: frame(z=1j), {}, "'z' holds complex numbers"),
+        (
+            lambda: frame(age=["12"] * 30 + ["n/a"] * 30),
+            {"target": "age", "task": "regression"},
+            "30 of 60 rows.*'n/a'",
+        ),
+        (frame, {"drop": "age"}, r"drop is a list of columns: drop=\['age'\]"),
+        (lambda: frame(y="q"), {"keep": ["y"]}, "'y' is taken; rename it"),
+        (lambda: frame(size="q"), {"keep": ["size"]}, "'size' is taken; rename it"),
+    ],
+)
+def test_frames_that_are_refused(make, options, says):
+    with pytest.raises(FedloomError, match=says):
+        Federation.from_pandas(make(), **{"target": "ill", "clients": 3, **options})
+
+
+def test_odd_frames_that_are_read():
+    given = frame(
+        kind=pd.Categorical(["b", "a", None] * 20, categories=["b", "a", "never"]),
+        count=pd.array([1, None, 3] * 20, dtype="Int64"),
+        old=RNG.random(60) > 0.5,
+    )
+    twice = pd.concat([given[:30], given[:30]])  # an index that repeats itself
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for each in (given, twice, given.set_index(pd.Index(RNG.permutation(60) * 3))):
+            fed = Federation.from_pandas(each, "ill", "ward", missing="mean", test=0.2)
+            assert fed.names == ("e", "w")
+            assert fed.info["columns"] == ["age", "count", "old", "kind=a", "kind=b", "kind=missing"]
+            assert fed.table.x.isfinite().all()
+
+
+def test_a_file_named_on_the_line_may_leave_columns_out(tmp_path):
+    path = tmp_path / "wards.csv"
+    frame(name=[f"p{i}" for i in range(60)], room=np.arange(60) % 4, flat=3.5).to_csv(path, index=False)
+    with pytest.raises(DataError, match="'name' has 60 different texts"):
+        load(f"{path}:target=ill")
+    assert load(f"{path}:target=ill,drop=name+age,categorical=room+ward").columns[:2] == ("flat", "kind=a")
+    same = load(f"{path}:target=flat,drop=name")  # a target that never varies
+    assert same.notes == {"target_mean": 3.5, "target_std": 1.0}
+    assert not same.train.y.any()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+import torch
+
 from fedloom.errors import ConfigError, unknown
 from fedloom.training import Trainer
 
@@ -36,7 +38,8 @@ def make(
         cluster: for "ray"; default one on this machine.
 
     Raises:
-        ConfigError: unknown name, workers < 1, or a cluster for another engine than "ray".
+        ConfigError: unknown name, workers < 1, a cluster for another engine than "ray", or workers that cannot use the
+            plan's GPU.
         MissingExtra: "ray" without that package.
     """
     if name not in NAMES:
@@ -45,6 +48,9 @@ def make(
         raise ConfigError(f"workers={workers} cannot be: at least 1")
     if cluster is not None and name != "ray":
         raise ConfigError(f"{cluster} is of the engine 'ray', and this run's engine is {name!r}")
+    on_gpu = plan.device.type != "cpu"
+    if on_gpu:
+        _check_gpu(name, plan.device, workers, cluster or Cluster())
     if name == "debug":
         return Debug(plan, answer)
     if name == "sequential":
@@ -52,7 +58,6 @@ def make(
     if name == "stacked":
         return Local(plan, Trainer("stacked", chosen), 1, answer)
     cores = os.cpu_count() or 1
-    on_gpu = plan.device.type != "cpu"
     count = workers or (1 if on_gpu else min(cores, 8))
     trainer = Trainer("auto", chosen)
     if name == "ray":
@@ -63,6 +68,22 @@ def make(
     if count == 1 or not can_fork():
         return Local(plan, trainer, 1, answer)
     return Local(plan, trainer, count, answer, lambda run: Workers(count, plan, run, trainer, answer), "pool")
+
+
+def _check_gpu(name: str, device: torch.device, workers: int | None, cluster: Cluster) -> None:
+    """Refuse processes that could not use the GPU: forked ones, and actors that were given none."""
+    if name == "ray":
+        if cluster.gpus == 0:
+            raise ConfigError(
+                f"device={str(device)!r} with actors that have no GPU: give each one, or a share of one, as in "
+                f"cluster=Cluster(gpus=1) (--worker-gpus 1)"
+            )
+    elif name == "pool" or (workers or 1) > 1:
+        given = f"engine={name!r}" + (f", workers={workers}" if workers else "")
+        raise ConfigError(
+            f"{given} on {str(device)!r}: a GPU cannot be used by forked processes, and one trains many clients at "
+            f"once. Use engine='auto' without workers, or engine='ray' with cluster=Cluster(gpus=1) for several GPUs"
+        )
 
 
 __all__ = ["NAMES", "Cluster", "Engine", "Fold", "Job", "Local", "Outcome", "Plan", "Total", "make"]

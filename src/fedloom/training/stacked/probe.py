@@ -139,14 +139,16 @@ def best_path(requests: Sequence[Training]) -> tuple[str, str]:
     k = len(busy)
     if k < 2:
         return "plain", "a chunk of one"
-    alone = _seconds(lambda: train_plain(_shortened(busy[:1], 4))) / min(4, busy[0].steps)
+    device = busy[0].start.device
+    alone = _seconds(lambda: train_plain(_shortened(busy[:1], 4)), device) / min(4, busy[0].steps)
     limit = max(3, int(_SECONDS / (alone * k)))
     some = _shortened(busy, limit)
     try:
-        together = _seconds(lambda: _summed(train_stacked(some)))
+        together = _seconds(lambda: _summed(train_stacked(some)), device)
     except NotStackable as e:
         return "plain", str(e)
-    one_by_one = _seconds(lambda: train_plain(some[:: max(1, k // 4)])) * k / len(some[:: max(1, k // 4)])
+    few = some[:: max(1, k // 4)]
+    one_by_one = _seconds(lambda: train_plain(few), device) * k / len(few)
     ratio = one_by_one / together
     how = f"chunk of {k}, {twin_of(busy[0].model, busy[0].start).how}: {ratio:.2g}x as fast as one by one"
     return ("stacked" if ratio > _WORTHWHILE else "plain"), how
@@ -163,17 +165,22 @@ def _summed(results: Sequence[Trained]) -> Tensor:
     return acc
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """The shortest of a few runs, after those that warm up: what can be repeated is by then. Short ones are run more
-    often, so that what else the machine does decides nothing."""
+    often, so that what else the machine does decides nothing. A GPU has done its part when the clock is read."""
+
+    def wait() -> None:
+        if device.type == "cuda":  # a GPU that is merely there is left alone: forked workers may not even ask it
+            torch.cuda.synchronize(device)
+
     for _ in range(3):
         work()
+    wait()
     times: list[float] = []
     while len(times) < 2 or (sum(times) < _LOOK and len(times) < 20):
         begin = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         times.append(time.perf_counter() - begin)
     return min(times)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import fedloom as fl
 from fedloom.errors import ConfigError
 from fedloom.runs import Recipe
 from fedloom.runs.figures import DARK, LIGHT, curves, distribution, ramp
@@ -80,6 +81,49 @@ def test_seeds_of_real_runs_find_each_other(tmp_path: Path):
     (tmp_path / "report.html").write_text("not a run")
     groups = as_groups([tmp_path])
     assert [(g.label, len(g.records)) for g in groups] == [("fedavg solver.lr=0.1", 2), ("fedavg solver.lr=0.2", 2)]
+
+
+async def doubled(client: fl.Client, honest: Any, **payload: Any) -> Any:
+    return await honest(client, **payload)
+
+
+DECIDED: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "another rate": {"method": fl.FedAvg(solver=fl.SGD(lr=0.2))},
+    "around another method": {"method": fl.Selected(inner=fl.FedAvg(cohort=2, weight="uniform"))},
+    "around a third": {"method": fl.Selected(inner=fl.FedDyn(cohort=2))},
+    "another partition": {"partition": "dirichlet:0.5"},
+    "a channel": {"channel": fl.TopK(share=0.5)},
+    "a world": {"world": fl.World(deadline=9.0)},
+    "a device for each": {"world": fl.World(devices=[fl.Device(speed=1e9)] * 4)},
+    "an adversary": {"behave": {1: doubled}},
+    "whoever fails": {"on_failure": "exclude"},
+}
+
+
+def made_of_objects(out: Path | None = None, seed: int = 0, **given: Any) -> fl.Run:
+    given = {"method": fl.FedAvg(), "partition": "iid", **given}
+    federation = fl.federate("digits", 4, given.pop("partition"), seed=seed, limit=120)
+    task = fl.Classification(model="softmax")
+    return fl.run(task=task, federation=federation, rounds=1, seed=seed, engine="sequential", out=out, **given)
+
+
+def test_runs_made_of_objects_are_one_group_where_they_differ_in_their_seed_alone(tmp_path: Path):
+    for place, given in DECIDED.items():
+        made_of_objects(tmp_path / place, **given)
+    made_of_objects(tmp_path / "another seed", seed=1)
+    groups = as_groups([tmp_path])
+    found = {tuple(sorted(r.place.name for r in g.records if r.place)) for g in groups}
+    assert found == {("another seed", "as it is"), *((place,) for place in DECIDED if place != "as it is")}
+    assert len({g.label for g in groups}) == len(groups)
+
+
+def test_in_memory_a_run_says_the_same_of_itself_as_in_its_folder(tmp_path: Path):
+    run = made_of_objects(tmp_path, **DECIDED["a channel"])
+    assert Record.read(tmp_path).config.startswith(Record.of(run).config)
+    assert Record.of(run).settings["channel"] == ["topk:0.5"]
+    assert Record.of(run).settings["set"]["solver.lr"] == 0.1
+    assert len(grouped([Record.of(run), Record.of(made_of_objects())])) == 2
 
 
 def test_the_table_shows_headline_clients_bytes_and_seconds():

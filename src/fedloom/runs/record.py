@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedloom.errors import ConfigError
 
+from .config import configuration
 from .describe import NOT_VIEWS, spent
 from .skew import described
 
@@ -31,7 +32,7 @@ class Record:
     Attributes:
         summary: what `summary.json` holds.
         rows: what `metrics.jsonl` holds, by round.
-        config: the text of `config.toml`, "" for a run that was made of objects without names.
+        config: the text of `config.toml`, "" where there is none.
         heterogeneity: what `heterogeneity.json` holds, or None.
         command: the command line that repeats the run, "" where there is none.
         place: the directory, or None.
@@ -78,7 +79,7 @@ class Record:
         return Record(
             summary=run.summary,
             rows=run.rows,
-            config=recipe.complete().to_toml() if recipe else "",
+            config=configuration(run.experiment),
             heterogeneity=described(run.experiment.federation),
             command=recipe.command() if recipe else "",
             place=run.out,

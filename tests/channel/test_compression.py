@@ -305,6 +305,14 @@ def test_error_feedback_telescopes(stage: Stage) -> None:
     torch.testing.assert_close(got + left, put, rtol=1e-12, atol=1e-12)
 
 
+def test_random_entries_are_scaled_only_where_nothing_is_fed_back() -> None:
+    v = normal(30)
+    for feedback, scale in ((True, 1), (False, 5)):
+        sent = opened(encode(RandK(0.2, feedback=feedback), Message(delta=v))).delta
+        kept = sent != 0
+        torch.testing.assert_close(sent[kept], scale * v[kept])
+
+
 def test_error_feedback_in_numpy() -> None:
     memory: dict[str, Any] = {}
     e = np.zeros(10, dtype=np.float32)

@@ -353,7 +353,7 @@ def test_what_exchanges_book_is_what_is_accounted() -> None:
 
 def test_no_draw_no_amplification() -> None:
     everybody = to_epsilon(lambda a: 5 * a / (2 * 2.0**2), 1e-5)
-    for law, q in [("all", 1.0), ("by loss", 0.1), ("poisson", 1.0), ("poisson", None)]:
+    for law, q in [("all", 1.0), ("by loss", 0.1), ("poisson", 1.0), ("fixed", 1.0), ("poisson", None)]:
         assert epsilon(released(5, law, q, 2.0)) == pytest.approx(everybody, rel=0.02)
     assert epsilon(released(5, "poisson", 0.1, 2.0)) < everybody / 3
 

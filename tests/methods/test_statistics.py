@@ -22,18 +22,23 @@ class Normed(nn.Sequential):
 TASK = fl.Classification(model=Normed, buffers="vector")
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        fl.FedAvgM(cohort=2, solver=SGD),
-        fl.FedAdagrad(cohort=2, solver=SGD, server_lr=0.3),
-        fl.FedAdam(cohort=2, solver=SGD, server_lr=0.3),
-        fl.FedYogi(cohort=2, solver=SGD, server_lr=0.3),
-        fl.FedNova(cohort=2, solver=SGD),
-        fl.FedDyn(cohort=2, solver=SGD, alpha=0.1),
-    ],
-    ids=lambda m: m.card.id,
-)
+AVERAGING = [
+    fl.FedAvgM(cohort=2, solver=SGD),
+    fl.FedAdagrad(cohort=2, solver=SGD, server_lr=0.3),
+    fl.FedAdam(cohort=2, solver=SGD, server_lr=0.3),
+    fl.FedYogi(cohort=2, solver=SGD, server_lr=0.3),
+    fl.FedNova(cohort=2, solver=SGD),
+]
+
+
+@pytest.mark.parametrize("method", AVERAGING, ids=lambda m: m.card.id)
+def test_statistics_of_a_first_round_are_those_of_fedavg(method):
+    got, avg = (overheard(m, TASK, federation(), rounds=1)[0] for m in (method, fl.FedAvg(cohort=2, solver=SGD)))
+    t = got.plan.model.layout.trainable
+    torch.testing.assert_close(got.params[t:], avg.params[t:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [*AVERAGING, fl.FedDyn(cohort=2, solver=SGD, alpha=0.1)], ids=lambda m: m.card.id)
 def test_statistics_become_the_mean_of_those_of_the_cohort(method):
     got, heard = overheard(method, TASK, federation(), rounds=4)
     layout, begun = got.plan.model.layout, got.plan.model.initial()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from fedloom.data import Data, Federation, load
 from fedloom.errors import DataError, FedloomError, FedloomWarning
@@ -176,3 +178,100 @@ def test_a_file_named_on_the_line_may_leave_columns_out(tmp_path):
     same = load(f"{path}:target=flat,drop=name")  # a target that never varies
     assert same.notes == {"target_mean": 3.5, "target_std": 1.0}
     assert not same.train.y.any()
+
+
+# --------------------------------------------------------------------------------------- files and other libraries
+
+
+def test_damaged_tables_are_named(tmp_path):
+    packed = gzip.compress(frame().to_csv(index=False).encode())
+    flipped = bytes(255 - b if 60 <= i < 64 else b for i, b in enumerate(packed))
+    for name, content in (("cut", packed[:-40]), ("flipped", flipped)):
+        path = tmp_path / f"{name}.csv.gz"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"'{name}.csv.gz' is not a readable csv table"):
+            Federation.from_file(path, "ill", clients=3)
+        with pytest.raises(DataError, match="is not a readable csv table"):
+            load(f"{path}:target=ill")
+
+
+def test_row_numbers_that_pandas_wrote_are_no_input(tmp_path):
+    frame().sample(frac=1, random_state=0).to_csv(tmp_path / "a.csv")
+    fed = Federation.from_file(tmp_path / "a.csv", "ill", "ward")
+    assert fed.info["columns"] == ["age", "kind=a", "kind=b", "kind=c"]
+
+
+def test_arrays_of_a_file_are_named_by_target_and_group(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x_train=X, label_train=Y, who_train=Y, x_test=X[:4], label_test=Y[:4], who_test=Y[:4])
+    fed = Federation.from_file(path, "label", "who")
+    assert (set(fed.table), set(fed.test), len(fed), fed.classes) == ({"x", "y"}, {"x", "y"}, 3, 3)
+    with pytest.raises(DataError, match="no array 'lable'; it has x, label, who"):
+        Federation.from_file(path, "lable", clients=3)
+    np.savez(path, x=X, y=Y, x_train=X[:9], y_train=Y[:9])
+    with pytest.raises(DataError, match="both 'x' and 'x_train'"):
+        Federation.from_file(path, clients=3)
+    path.write_bytes(b"")
+    np.save(tmp_path / "b.npy", X)
+    (tmp_path / "b.npy").rename(path)
+    with pytest.raises(DataError, match="a single array"):
+        Federation.from_file(path, clients=3)
+
+
+def test_files_of_another_set_are_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDLOOM_DATA", str(tmp_path))
+    for folder, file, content in (
+        ("heart", "heart.csv.gz", gzip.compress(b"age,disease\n1,0\n")),
+        ("adult", "adult.csv.gz", gzip.compress(b"age,income\n1,0\n")),
+        ("gsm8k", "train.jsonl.gz", gzip.compress(b"{broken")),
+        ("mnist", "train-images-idx3-ubyte.gz", gzip.compress(bytes([0, 0, 8, 200, 0]))),
+        ("student", "student.csv.gz", gzip.compress(b"a,b\n" * 9)[:-9]),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_bytes(content)
+        with pytest.raises(FedloomError):
+            load(folder)
+    (tmp_path / "har").mkdir()
+    np.savez(tmp_path / "har" / "har.npz", x=X)
+    with pytest.raises(DataError, match="not those of 'har', or damaged: KeyError: 'subject"):
+        load("har")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: DataLoader(TensorDataset(torch.tensor(X))), r"given DataLoader.*loader\.dataset"),
+        (lambda: [(X[0], 1), (X[1],)], r"item 1 has the parts \[0\], and item 0 \[0, 1\]"),
+        (lambda: [{"x": X[0], "y": 1}, {"x": X[1]}], r"item 1 has the parts \['x'\]"),
+    ],
+)
+def test_datasets_that_are_refused(make, says):
+    with pytest.raises(DataError, match=says):
+        Federation.from_torch(make(), 2)
+
+
+def test_hugging_face_columns():
+    hf = pytest.importorskip("datasets")
+
+    def made(**columns):
+        return hf.Dataset.from_dict({"v": X.tolist(), "l": Y.tolist(), **columns})
+
+    def read(dataset, **options):
+        return Federation.from_huggingface(dataset, 3, **{"x": "v", "y": "l", **options})
+
+    names = ["eel", "cat", "dog"]
+    named = read(made(l=[names[k] for k in Y]), test=made(l=["dog"] * 60))
+    assert named.info["labels"] == ["cat", "dog", "eel"]
+    assert set(named.test.y.tolist()) == {1}
+    declared = read(made().cast_column("l", hf.ClassLabel(names=[*names, "fox"])))
+    assert (declared.info["labels"], declared.classes) == ([*names, "fox"], 4)
+    for dataset, options, says in (
+        (made(v=["a", None] * 30), {}, r"'v' is empty in 30 of 60 rows \(first: row 1\).*filter"),
+        (made(v=[1.0, None] * 30), {}, "'v' is empty in 30 of 60"),
+        (hf.DatasetDict(train=made()), {}, r"has splits \(train\).*dataset\['train'\]"),
+        (made(), {"group": "who"}, "unknown column 'who'"),
+        (made(), {"length": 0}, "length=1 or more"),
+        (frame(), {}, "given DataFrame.*from_pandas"),
+    ):
+        with pytest.raises(FedloomError, match=says):
+            read(dataset, **options)

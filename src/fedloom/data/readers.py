@@ -24,20 +24,32 @@ def read_dataset(dataset: Any, fields: Sequence[str], where: str) -> dict[str, A
     tensors = getattr(dataset, "tensors", None)  # TensorDataset
     if tensors is not None:
         return dict(zip(_enough(fields, len(tensors), where), tensors))
-    if not hasattr(dataset, "__len__") or not len(dataset):
-        raise DataError(f"{where}: needs a map-style dataset (with len and [i]) that is not empty")
-    items = [dataset[i] for i in range(len(dataset))]
-    if isinstance(items[0], Mapping):
-        named = {str(key): [item[key] for item in items] for key in items[0]}
-    else:
-        rows = [item if isinstance(item, tuple | list) else (item,) for item in items]
-        named = dict(zip(_enough(fields, len(rows[0]), where), zip(*rows, strict=True)))
-    return {name: _stack(values, name, where) for name, values in named.items()}
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and len(dataset)):
+        raise DataError(
+            f"{where}: needs a map-style dataset (with len and [i]) that is not empty; given {type(dataset).__name__} "
+            f"(a DataLoader's dataset is loader.dataset)"
+        )
+    items = [_parts(dataset[i]) for i in range(len(dataset))]
+    if odd := next((i for i, item in enumerate(items) if item.keys() != items[0].keys()), 0):
+        raise DataError(f"{where}: item {odd} has the parts {[*items[odd]]}, and item 0 {[*items[0]]}")
+    named = {key: [item[key] for item in items] for key in items[0]}
+    if all(isinstance(key, int) for key in named):
+        named = dict(zip(_enough(fields, len(named), where), named.values()))
+    return {str(name): _stack(values, str(name), where) for name, values in named.items()}
+
+
+def _parts(item: Any) -> Mapping[Any, Any]:
+    """What an item of a dataset holds: by name, or by place."""
+    if isinstance(item, Mapping):
+        return item
+    return dict(enumerate(item if isinstance(item, tuple | list) else (item,)))
 
 
 def _enough(fields: Sequence[str], n: int, where: str) -> Sequence[str]:
-    if len(fields) < n:
-        raise ConfigError(f"{where}: items have {n} parts; name them all, e.g. fields=('x', 'mask', 'y')")
+    if len(fields) < n or len(set(fields)) < len(fields):
+        raise ConfigError(
+            f"{where}: items have {n} parts, and fields={tuple(fields)}; name each, e.g. fields=('x', 'mask', 'y')"
+        )
     return fields[:n]
 
 
@@ -49,30 +61,40 @@ def _stack(values: Sequence[Any], name: str, where: str) -> Any:
 
 
 def read_frame(path: Path, kind: str) -> pd.DataFrame:
+    """A table; without the row numbers that pandas writes into a CSV file as a first column that has no name.
+
+    Raises:
+        DataError: it is no such table, or damaged.
+    """
     import pandas as pd
 
     try:
-        return pd.read_csv(path) if kind == "csv" else pd.read_parquet(path)
+        frame = pd.read_csv(path) if kind == "csv" else pd.read_parquet(path)
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", "reading Parquet files") from error
-    except (OSError, ValueError, UnicodeError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name!r} is not a readable {kind} table: {error}") from error
+    return frame.iloc[:, 1:] if kind == "csv" and frame.columns[0] == "Unnamed: 0" else frame
 
 
 def column(dataset: Any, name: str, length: int) -> Any:
-    """One column of a Hugging Face dataset as an array: images channels first 0..1, text as bytes, numbers.
+    """One column of a Hugging Face dataset as an array: images channels first 0..1, text as `length` bytes (as it is
+    for length 0), numbers.
 
     Raises:
         ConfigError: there is no such column.
-        DataError: rows differ in shape.
+        DataError: rows are missing, or differ in shape.
     """
-    if name not in dataset.column_names:
-        raise unknown("column", name, dataset.column_names)
-    rows = list(dataset[name])
+    rows = rows_of(dataset, name)
     if not rows:
         raise DataError(f"column {name!r} has no rows")
+    if empty := [i for i, row in enumerate(rows) if row is None]:
+        raise DataError(
+            f"column {name!r} is empty in {len(empty)} of {len(rows)} rows (first: row {empty[0]}); leave them out: "
+            f"dataset.filter(lambda row: row[{name!r}] is not None)"
+        )
     if isinstance(rows[0], str):
-        return text_rows(rows, length)
+        return text_rows(rows, length) if length else np.array(rows)
     try:
         values = np.stack([np.asarray(row) for row in rows])
     except ValueError as error:
@@ -84,6 +106,25 @@ def column(dataset: Any, name: str, length: int) -> Any:
     return values
 
 
+def rows_of(dataset: Any, name: str) -> list[Any]:
+    """One column of one split of a Hugging Face dataset.
+
+    Raises:
+        ConfigError: it is no such split, or there is no such column.
+    """
+    if not hasattr(dataset, "column_names"):
+        raise ConfigError(
+            f"from_huggingface takes one split of a Hugging Face dataset; given {type(dataset).__name__}. Arrays: "
+            f"Federation.from_arrays(x, y), frames: from_pandas, files: from_file"
+        )
+    if isinstance(dataset, Mapping):
+        splits = ", ".join(map(str, dataset))
+        raise ConfigError(f"this dataset has splits ({splits}); give one of them, dataset[{next(iter(dataset), '')!r}]")
+    if name not in dataset.column_names:
+        raise unknown("column", name, dataset.column_names)
+    return list(dataset[name])
+
+
 def read_npz(file: Any, name: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file (a path or a file object), never unpickling.
 
@@ -91,7 +132,12 @@ def read_npz(file: Any, name: str) -> dict[str, np.ndarray]:
         DataError: it is no such file, is damaged, or holds Python objects.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        arrays = np.load(file, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise DataError(f"{name!r} is a single array; several by name are np.savez(path, x=x, y=y)")
+        with arrays:
             return {key: arrays[key] for key in arrays.files}
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{name!r} is not a readable .npz of plain arrays: {error}") from error

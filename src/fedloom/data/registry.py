@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -216,7 +217,7 @@ class Folder:
             return gzip.decompress(raw) if name.endswith(".gz") else raw
         except FileNotFoundError:
             raise DataError(f"no file {name!r} in {self.path}") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{name!r} in {self.path} cannot be read: {error}") from error
 
     def idx(self, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedloom.errors import ConfigError, unknown
+from fedloom.errors import ConfigError, DataError, FedloomError, unknown
 
 from . import bundled, folder, speech, tabular, texts
 from .convert import check
@@ -49,11 +49,25 @@ def load(name: str, seed: int = 0, limit: int | None = None, **options: Any) -> 
         hint = f"`fedloom data` lists them. {table} In Python: Federation.{own}."
         raise unknown("data set", base, ENTRIES, hint)
     chosen = options_of(entry, text, options)
-    read = entry.read(None if entry.bundled else Folder.of(entry), seed, **chosen)
+    read = _read(entry, seed, chosen)
     for part, data in (("train", read.train), ("test", read.test), ("validation", read.validation)):
         if data is not None:
             check(data, f"{read.name} {part}", read.classes)
     return read if limit is None else _limited(read, limit, seed)
+
+
+def _read(entry: Entry, seed: int, options: dict[str, Any]) -> Source:
+    if entry.bundled:
+        return entry.read(None, seed, **options)
+    folder = Folder.of(entry)
+    try:
+        return entry.read(folder, seed, **options)
+    except FedloomError:
+        raise
+    except Exception as error:  # a file that can be read, and holds something else
+        raise DataError(
+            f"the files in {folder.path} are not those of {entry.name!r}, or damaged: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _limited(read: Source, limit: int, seed: int) -> Source:

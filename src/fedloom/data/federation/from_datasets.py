@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedloom.data.fields import Data
 from fedloom.data.partitions import Partition
-from fedloom.data.readers import column, read_dataset
+from fedloom.data.readers import column, read_dataset, rows_of
+from fedloom.errors import ConfigError
 
 if TYPE_CHECKING:
     from .federation import Federation
@@ -49,19 +50,24 @@ def from_huggingface(
 ) -> Federation:
     """Clients out of one split of a Hugging Face dataset: column `x` becomes the input, `y` the label.
 
-    Images become float 0..1 channels first, numbers tensors, text rows of `length` UTF-8 bytes. `group`
-    names a column of natural clients. Other options: `from_data` (a `test` that is a dataset is read the
-    same way).
+    Images become float 0..1 channels first, numbers tensors, text in `x` rows of `length` UTF-8 bytes; labels that are
+    text are numbered. `group` names a column of natural clients. Other options: `from_data` (a `test` that is a dataset
+    is read the same way).
     """
+    if length < 1:
+        raise ConfigError(f"text is cut to length=1 or more bytes; given {length}")
 
     def read(d: Any) -> dict[str, Any]:
-        columns = {"x": x} if y is None else {"x": x, "y": y}
-        return {name: column(d, source, length) for name, source in columns.items()}
+        return {"x": column(d, x, length)} | ({} if y is None else {"y": column(d, y, 0)})
 
     for key in ("test", "public", "validation"):
         if hasattr(options.get(key), "column_names"):
             options[key] = read(options[key])
     if group is not None:
-        options["groups"] = list(dataset[group])
+        options["groups"] = rows_of(dataset, group)
+    names = getattr((getattr(dataset, "features", None) or {}).get(y), "names", None)  # of a ClassLabel
+    if names:
+        options.setdefault("classes", len(names))
+        options["info"] = {"labels": list(names), **(options.get("info") or {})}
     options.setdefault("name", str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "huggingface"))
     return cls.from_data(read(dataset), clients, partition, **options)

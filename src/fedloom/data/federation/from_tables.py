@@ -99,14 +99,15 @@ def from_file(
     **options: Any,
 ) -> Federation:
     """Clients out of a file: CSV (also gzipped) and Parquet as in `from_pandas`; NPZ with arrays `x`, `y`
-    and, if there, `x_test`, `y_test` (or `x_train` and so on), and a `group` array named by `group`."""
+    (or the one that `target` names) and, if there, `x_test`, `y_test` (or `x_train` and so on), and an array of groups
+    named by `group`."""
     path = Path(path)
     if not path.exists():
         raise DataError(f"no file {str(path)!r}")
     options.setdefault("name", path.name.split(".")[0])
     kind = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == "npz":
-        return _from_npz(cls, path, group, clients, partition, options)
+        return _from_npz(cls, path, target, group, clients, partition, options)
     if kind not in ("csv", "parquet"):
         raise ConfigError(f"{path.name!r}: files are read as .csv, .csv.gz, .parquet or .npz")
     if target is None:
@@ -117,18 +118,26 @@ def from_file(
 def _from_npz(
     cls: type[Federation],
     path: Path,
+    target: str | None,
     group: str | None,
     clients: int | None,
     partition: Partition | str | None,
     options: dict[str, Any],
 ) -> Federation:
-    arrays = {name.removesuffix("_train"): values for name, values in read_npz(path, path.name).items()}
+    whole = read_npz(path, path.name)
+    if twice := [name for name in whole if f"{name}_train" in whole]:
+        raise DataError(f"{path.name!r} has both {twice[0]!r} and '{twice[0]}_train'; which are the train samples?")
+    arrays = {name.removesuffix("_train"): values for name, values in whole.items()}
     test = {name.removesuffix("_test"): arrays.pop(name) for name in list(arrays) if name.endswith("_test")}
-    if test and "test" not in options:
-        options["test"] = test
+    for name in (target, group):
+        if name is not None and name not in arrays:
+            raise DataError(f"{path.name!r} has no array {name!r}; it has {', '.join(arrays)}")
     if group is not None:
-        if group not in arrays:
-            raise DataError(f"{path.name!r} has no array {group!r}; it has {', '.join(arrays)}")
         options["groups"] = arrays.pop(group)
         test.pop(group, None)
+    if target is not None:
+        for part in (arrays, test):
+            part |= {"y": part.pop(target)} if target in part else {}
+    if test and "test" not in options:
+        options["test"] = test
     return cls.from_data(arrays, clients, partition, **options)

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedloom.channel.secure import Secure
 from fedloom.channel.secure.ring import Form, Vector, commonest, read, vector_of
 from fedloom.errors import MessageError
-from fedloom.message import Message
+from fedloom.message import Message, leaves
 from fedloom.training.request import Trained, Training
 
 from .base import Engine, Job, Outcome
@@ -49,7 +51,8 @@ def secured(stage: Secure, fold: Fold, entries: Sequence[Entry], asked: Sequence
         return Summed(left_out=left_out | dict.fromkeys(vectors, str(e)), nbytes=nbytes)
     assert form is not None
     nbytes = {u: course.nbytes(u) for u in asked}
-    return Summed(total_of(stage, fold, form, total, list(vectors)), left_out, nbytes)
+    device = next((t.device for _, message, _ in entries for t in leaves(message) if isinstance(t, Tensor)), None)
+    return Summed(total_of(stage, fold, form, total, list(vectors), device), left_out, nbytes)
 
 
 def plainly(stage: Secure, fold: Fold, entries: Sequence[Entry], asked: int) -> Summed:
@@ -63,9 +66,11 @@ def plainly(stage: Secure, fold: Fold, entries: Sequence[Entry], asked: int) -> 
     return Summed(total_of(stage, fold, form, total, list(vectors)), left_out)
 
 
-def total_of(stage: Secure, fold: Fold, form: Form, total: Vector, jobs: list[int]) -> Total:
-    """A sum of words as what the engine would have added up."""
-    values, weight = read(form, total, stage.step, stage.ring, stage.unit(fold))
+def total_of(
+    stage: Secure, fold: Fold, form: Form, total: Vector, jobs: list[int], device: torch.device | None = None
+) -> Total:
+    """A sum of words as what the engine would have added up, on the device it would have done so."""
+    values, weight = read(form, total, stage.step, stage.ring, stage.unit(fold), device)
     return Total(values, weight, jobs, form.text)
 
 

@@ -203,14 +203,17 @@ def vector_of(message: Message, weight: int, step: float) -> Vector:
     return np.concatenate([entries.view(np.uint64), tail])
 
 
-def read(form: Form, total: Vector, step: float, ring: int, unit: float) -> tuple[dict[str, Any], float]:
+def read(
+    form: Form, total: Vector, step: float, ring: int, unit: float, device: torch.device | None = None
+) -> tuple[dict[str, Any], float]:
     """A sum of words as the values and the weight it stands for.
 
     Args:
         unit: what a weight of 1 stands for.
+        device: of the values, default the CPU.
     """
     left = np.uint64(64 - ring)
-    entries = torch.from_numpy((total[: form.entries] << left).view(np.int64) >> np.int64(left))
+    entries = torch.from_numpy((total[: form.entries] << left).view(np.int64) >> np.int64(left)).to(device)
     words = iter([int(w) for w in total[form.entries :].view(np.int64)])
     place = 0
 

@@ -93,6 +93,8 @@ def test_an_unknown_option_is_named_with_the_nearest():
         (Both(model=linear), federation(z=X[:, :4]), "float32 (2, 8), float32 (2, 4)"),
         (fl.Classification(model=Pair(8, 3)), federation(), "gives, tuple"),
         (fl.Regression(model=lambda: nn.Linear(8, 3)), federation(y=X[:, :2]), "own losses"),
+        (fl.Classification(model=lambda: nn.Conv2d(1, 3, 1)), federation(x=X.view(-1, 2, 4)), "x[:, None]"),
+        (fl.Classification(model=lambda: nn.Conv2d(1, 3, 1)), federation(x=X.view(-1, 2, 4, 1)), "x.permute"),
         (fl.Classification(model=nn.Linear), federation(), "model=lambda: MyNet(10)"),
         (fl.Classification(model=lambda: 3), federation(), "gave 3"),
         (fl.Classification(model=5), federation(), "given 5"),  # type: ignore[arg-type]

@@ -220,6 +220,10 @@ def _advice(e: Exception, inputs: tuple[Tensor, ...], data: Mapping[str, Tensor]
         return f". Weights are {dtype}: give samples as they are (x.to({dtype})), or weights as samples (dtype={other})"
     if "dtype" in str(e) and any(not x.is_floating_point() for x in inputs):
         return ". Whole numbers stay whole, as a network over tokens needs them; for measurements give floats"
+    if "channels" in str(e) and inputs[0].dim() == 3:
+        return ". A convolution takes images (channels, height, width): give x[:, None], one channel of grey"
+    if "channels" in str(e) and inputs[0].dim() == 4 and inputs[0].shape[-1] in (1, 3, 4):
+        return ". A convolution takes images (channels, height, width): give x.transpose(0, 3, 1, 2), or x.permute"
     return ""
 
 

@@ -74,6 +74,15 @@ def test_personal_models_end_between_their_own_optimum_and_the_global_model():
         same(got.memories[i]["personal"], ends.numpy(), 1e-6)
 
 
+def test_clients_answer_with_their_personal_models():
+    got = run(DITTO, rounds=2)
+    for i, memory in got.memories.items():
+        with pytest.raises(StopIteration) as end:
+            DITTO.personalise(fl.Client(got.plan, i, (i, 2, 0), memory), got.params).send(None)
+        assert torch.equal(end.value.value, memory["personal"])
+        assert not torch.equal(end.value.value, got.params)
+
+
 def test_who_never_took_part_answers_with_the_global_model():
     got = run(replace(DITTO, cohort=1), rounds=1)
     absent = next(i for i in range(4) if i not in got.memories)

@@ -72,6 +72,11 @@ def test_architectures_are_averaged_apart_and_taught_by_all():
         mean = sum(k * sent[i] for k, i in zip(n, members)) / n.sum()
         torch.testing.assert_close(got.state.models[name], mean, rtol=0, atol=1e-12)
 
+    for i in range(6):
+        with pytest.raises(StopIteration) as end:
+            plain.personalise(fl.Client(plan, i, (i, 1, 0), {}), **plain.down(got.state, i)).send(None)
+        assert end.value.value is got.state.models[plan.model_of(i).name]
+
     x = federation.public.x.double()
     teacher = torch.stack([plan.model_of(i).to_module(sent[i]).eval()(x).detach() for i in range(6)]).mean(0)
 

@@ -11,6 +11,7 @@ from worked import SGD, START, cohort, end, far, run, same, trained
 
 import fedloom as fl
 from fedloom.testing.problems import quadratics
+from fedloom.testing.trial import Trial
 
 METHOD = fl.FedDyn(cohort=3, alpha=0.3, solver=SGD)
 
@@ -74,8 +75,14 @@ def test_exact_local_work_is_the_papers_closed_form():
 
 
 def test_both_models_are_judged():
-    got = run(METHOD, rounds=1, evaluate_every=1)
-    assert {"global", "mean"} <= set(got.plan.method.evaluate(got.state, got.host.clients))
+    got = Trial(fl.FedDyn(cohort=4, alpha=0.3)).reference
+    look = got.host.clients.evaluate
+    views = got.plan.method.evaluate(got.state, got.host.clients)
+    assert {k: dict(v) for k, v in views.items()} == {
+        "global": dict(look(got.state.params)),
+        "mean": dict(look(got.state.mean)),
+    }
+    assert views["global"]["loss"] != views["mean"]["loss"]
 
 
 @pytest.mark.parametrize("alpha", [0.0, -0.1])

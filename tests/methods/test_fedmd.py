@@ -96,8 +96,9 @@ def test_bytes_and_the_consensus_do_not_depend_on_the_models(task):
 
 
 def test_all_public_samples_where_there_are_fewer_than_asked():
-    _, heard = overheard(replace(MD, subset=99), fl.Classification(model=Softmax), data(), rounds=1)
+    got, heard = overheard(replace(MD, subset=99), fl.Classification(model=Softmax), data(), rounds=1)
     assert heard[0].reply.logits.shape == (8, 3)
+    assert got.plan.method.sizes(got.host.clients) == {"n": 8, "outputs": 3}
     assert SIZES == (7, 2, 5, 1)
 
 

@@ -132,6 +132,23 @@ def test_answers_are_the_nearest_known_prototype_or_the_own_head():
         assert (scores[:, 1] < -1e8).all()
 
 
+def test_a_single_sample_is_its_classs_prototype():
+    one = fl.Federation.from_clients(
+        [(torch.from_numpy(X[3]), torch.from_numpy(Y[3]))], client_test=0.0, ordered=True, classes=3
+    )
+    got, _ = overheard(PROTO, fl.Classification(model=Blocks), one, rounds=1)
+    same(got.state.prototypes[2], phi(got.memories[0]["params"].numpy(), 3)[0])
+    assert got.state.known.tolist() == [0, 0, 1]
+
+
+def test_before_there_is_a_prototype_clients_answer_with_their_heads():
+    got, _ = overheard(PROTO, fl.Classification(model=Blocks), data(), rounds=0)
+    got.host.start()
+    with pytest.raises(StopIteration) as end:
+        PROTO.personalise(fl.Client(got.plan, 0, (0, 0, 0), {}), **PROTO.down(got.host.state, 0)).send(None)
+    same(end.value.value, START)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(fl.FedloomError, match="lam=-1"):
         fl.FedProto(lam=-1)

@@ -177,7 +177,8 @@ class Selection:
             self.views = [live.views[i] for i in chosen]
             self.places = [live.spans[i] for i in chosen]
             self.partial = not chosen or not all(bool(only[s].all()) for s in self.places)
-            self.inside, self._still = only.to(live.vector), (~only).nonzero().flatten()
+            self.inside = only.to(live.vector)
+            self._still = (~only).nonzero().flatten().to(live.vector.device)
         self.runs = _merged(self.places)
 
     def restore(self, vector: Tensor, start: Tensor) -> None:

@@ -48,8 +48,8 @@ class ExplicitSteps:
     def __init__(self, cohort: Cohort, twin: Twin, forward: Forward) -> None:
         self.cohort, self.twin, self.forward = cohort, twin, forward
         self.layout, self.solver, self.hook = cohort.layout, cohort.solver, cohort.first.step
-        self.still = None if cohort.only is None else ~cohort.only  # (d,) or (k, d)
         self.starts = cohort.starts()
+        self.still = None if cohort.only is None else ~cohort.only.to(self.starts.device)  # (d,) or (k, d)
         self.w = self.starts.expand(cohort.k, -1).clone()
         self.k, self.t = cohort.k, 0
         self.carried = _Carried(cohort) if self.hook is not None else None

@@ -81,6 +81,13 @@ def test_replies_of_one_instant_are_mixed_one_by_one():
     assert got.host.now == pytest.approx(0.03)
 
 
+def test_no_more_jobs_are_under_way_than_allowed():
+    got = run(replace(METHOD, concurrency=2), rounds=6, world=WORLD)
+    arrived = sum(row["replies"] for row in got.rows)
+    assert arrived == 6
+    assert got.host.posted - arrived == len(got.host.dispatch.jobs) == 1  # the next is sent when the next round begins
+
+
 def test_nobody_there_is_a_legal_round():
     same(run(METHOD, world=fl.World(present=1e-12)).params, START, 0)
 

@@ -15,6 +15,7 @@ from worked import SGD, SIZES, X, Y, federation, run
 import fedloom as fl
 from fedloom.methods.systems.width import Scaler, first_units, own_classes, with_scalers
 from fedloom.testing import tiny_federation
+from fedloom.testing.trial import Trial
 
 HIDDEN, RATES = 5, (1.0, 0.5)
 HFL = fl.HeteroFL(cohort=4, rates=RATES, solver=SGD)
@@ -137,6 +138,21 @@ def test_slices_answer_as_they_are():
     first, b, head, c = (p[s] for p, s in zip(got.plan.model.layout.tree(got.params).values(), slices(0.5)))
     x = torch.from_numpy(X[1])
     torch.testing.assert_close(end.value.value(x), torch.relu(x @ first.T + b) @ head.T + c)
+
+
+def test_views_judge_the_whole_network_and_each_slice():
+    got = Trial(fl.HeteroFL(cohort=4, rates=(1.0, 0.5, 0.25))).reference
+    model, params, look = got.plan.model, got.params, got.host.clients.evaluate
+    wanted = {"global": dict(look(params))}
+    for rate in (0.5, 0.25):
+        part = model.part(first_units(rate))
+        net = part.model.to_module(params[part.index]).eval()
+        wanted[f"rate{rate:g}"] = dict(look(lambda *x, net=net: net(*x)))
+    views = {k: dict(v) for k, v in got.plan.method.evaluate(got.state, got.host.clients).items()}
+    assert views.keys() == wanted.keys()
+    for name, figures in wanted.items():
+        assert views[name] == pytest.approx(figures, rel=1e-9)
+    assert len({figures["loss"] for figures in wanted.values()}) == 3
 
 
 def test_scores_of_unseen_classes_are_zero_and_get_no_gradient():

@@ -83,6 +83,9 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a dict for a world": (lambda: run(world={"latency": 1}), r"world takes an instance of World, such as fl.World\("),
     "a world's option": (lambda: fl.World(latncy=1), "World takes no 'latncy'. Did you mean latency"),
     "a world's number": (lambda: fl.World(step_seconds="1"), "step_seconds takes a number"),
+    "a device's name": (lambda: fl.World(devices=["phone"]), r"takes a device for each client, as in \[fl.Device\("),
+    "no device": (lambda: fl.World(devices=[]), r"not \[\]"),
+    "a step that takes no time": (lambda: fl.Device(step_seconds=0.0), "step_seconds, speed, memory > 0"),
     "a text for a cluster": (
         lambda: run(engine="ray", cluster="auto"),
         r"takes an instance of Cluster, such as Cluster\(gpus=0.5\)",

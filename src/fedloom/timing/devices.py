@@ -14,7 +14,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
@@ -31,7 +31,7 @@ class Device:
     """One client's device.
 
     Attributes:
-        step_seconds: seconds of one training step, whatever its work; None where they follow from `speed`.
+        step_seconds: seconds of one training step, whatever its work, > 0; None where they follow from `speed`.
         speed: FLOP/s it sustains in training (where `step_seconds` is given: steps per second), > 0.
         memory: bytes, inf without a limit.
         cores: processor cores.
@@ -47,10 +47,11 @@ class Device:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.step_seconds is not None and self.speed == math.inf:
-            object.__setattr__(self, "speed", 1.0 / self.step_seconds)
-        if not (self.speed > 0 and self.memory > 0 and self.energy >= 0):
-            raise ConfigError(f"{self} cannot be: speed, memory > 0; energy >= 0")
+        step = self.step_seconds
+        if not ((step is None or step > 0) and self.speed > 0 and self.memory > 0 and self.energy >= 0):
+            raise ConfigError(f"{self} cannot be: step_seconds, speed, memory > 0; energy >= 0")
+        if step is not None and self.speed == math.inf:
+            object.__setattr__(self, "speed", 1.0 / step)
 
     def pace(self, flops: float) -> float:
         """Seconds of a step of so many FLOPs."""
@@ -149,7 +150,16 @@ class Lognormal(Devices):
 class Explicit(Devices):
     """A device for every client, by number: from a mapping, or a sequence that begins again where it ends."""
 
-    devices: Mapping[int, Device] | Sequence[Device] = field(default_factory=tuple)
+    devices: Mapping[int, Device] | Sequence[Device]
+
+    def __post_init__(self) -> None:
+        given: Any = [*(self.devices.values() if isinstance(self.devices, Mapping) else self.devices)]
+        odd = [device for device in given if not isinstance(device, Device)]
+        if odd or not given:
+            raise ConfigError(
+                f"World(devices=...) takes a device for each client, as in [fl.Device(speed=1e9), "
+                f"fl.Device(speed=2e9)], not {odd[0] if odd else given!r}"
+            )
 
     def of(self, id: int, seed: int) -> Device:
         if isinstance(self.devices, Mapping):

@@ -32,6 +32,10 @@ class CheckpointError(FedloomError):
     """A checkpoint that is missing, truncated, or belongs to another run."""
 
 
+class DiskError(FedloomError, OSError):
+    """A file that could not be written: the disk is full, or failing. The message says what to do."""
+
+
 class MissingExtra(FedloomError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

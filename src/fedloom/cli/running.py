@@ -45,7 +45,7 @@ def run(
     made = _recipe(options.recipe, given)
     place = options.out or _place(made.method, made.data)
     console = Console(stderr=True)
-    done = _run(made, place, console, options.report)
+    done = _run(made, _choices(options.recipe, given), place, console, options.report)
     if options.as_json:
         print(json.dumps(_plain(done.summary), indent=2))
     else:
@@ -76,14 +76,16 @@ def compare(
     place = options.out or _place("compare", plans[0][1].data)
     console = Console(stderr=True)
     groups = _compare(plans, seeds, place, console)
+    from fedloom.runs import files
     from fedloom.runs.report import write_report
 
     if options.report:
         write_report(groups, place / "report.html")
     summary = _summary(groups)
-    (place / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary, indent=2)
+    files.replace(place / "summary.json", text + "\n", "Make room, and give the same line again")
     if options.as_json:
-        print(json.dumps(summary, indent=2))
+        print(text)
     else:
         _print_table(groups)
         _say_where(place, options.report)
@@ -176,10 +178,17 @@ def _place(*parts: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
 
 
-def _run(recipe: Recipe, place: Path, console: Console, report: bool) -> Run:
+def _choices(file: Path | None, given: dict[str, Any]) -> dict[str, str]:
+    """What the run of this recipe chose, to be chosen again; nothing where the line asks for another way to compute."""
+    from fedloom.runs.config import choices_in
+
+    return {} if file is None or {"engine", "device", "dtype"} & given.keys() else choices_in(file)
+
+
+def _run(recipe: Recipe, choices: dict[str, str], place: Path, console: Console, report: bool) -> Run:
     from .progress import watching
 
-    experiment = recipe.experiment(out=place)
+    experiment = recipe.experiment(out=place, choices=choices)
     with watching(console) as watch:
         experiment.observers = [watch.next(recipe.method, recipe.rounds)]
         done = _until_stopped(experiment.run, place)

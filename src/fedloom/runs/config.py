@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
@@ -14,6 +15,7 @@ from fedloom.errors import ConfigError
 from fedloom.timing.world import World
 from fedloom.trees import is_mapping, is_row
 
+from . import files
 from .describe import plain, versions
 from .options import written
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from .loop import Run
 
 
-def write_config(run: Run) -> None:
-    """What was decided for a run, and under `[run]` what belongs to this run alone."""
+def write_config(run: Run, then: str) -> None:
+    """What was decided for a run, and under `[run]` what belongs to this run alone; `then`: where the disk is full."""
     assert run.out is not None
     federation = run.experiment.federation
     more = {
@@ -31,12 +33,21 @@ def write_config(run: Run) -> None:
         "clients": len(federation),
         "federation": {k: str(v) for k, v in federation.info.items()},
         "versions": versions(),
-        "chosen": run.host.engine.choices() or run.chosen,
+        "chosen": run.choices,
     }
-    path = run.out / "config.toml"
-    partial = path.with_suffix(".partial")
-    partial.write_text(configuration(run.experiment) + "\n" + tomli_w.dumps({"run": _without_none(more)}))
-    os.replace(partial, path)
+    text = configuration(run.experiment) + "\n" + tomli_w.dumps({"run": _without_none(more)})
+    files.replace(run.out / "config.toml", text, then)
+
+
+def choices_in(path: Path) -> dict[str, str]:
+    """What the run of this `config.toml` measured and chose; nothing where it is not there, or says nothing of it."""
+    if not path.exists():
+        return {}
+    try:
+        told = tomllib.loads(path.read_text()).get("run", {}).get("chosen", {})
+    except ValueError as e:
+        raise ConfigError(f"{path} is not TOML: {e}") from None
+    return {str(k): str(v) for k, v in told.items()}
 
 
 def configuration(e: Experiment) -> str:

@@ -61,6 +61,7 @@ class Experiment(Checked):
         before: an earlier run, or its state, which the method starts from.
         on_failure: "raise", or "exclude" (a client program that fails is counted and left out).
         observers: called with each event, a dict.
+        choices: of ways to compute, made by an earlier run (its `summary["choices"]`), to be repeated, not measured.
         recipe: the names this experiment was made from, if it was; then it can be resumed by folder alone.
     """
 
@@ -85,6 +86,7 @@ class Experiment(Checked):
     before: Any = None
     on_failure: str = "raise"
     observers: Sequence[Observer] = ()
+    choices: Mapping[str, str] | None = None
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from fedloom.replies import Evaluation
 from fedloom.timing.world import World
 from fedloom.written import dumps, loads, safetensors_of
 
-from . import checkpoint
+from . import checkpoint, files
+from .config import choices_in, write_config
 from .describe import COUNTS, flat, plain, reached, spent, versions
 from .host import Host
 
@@ -52,7 +52,9 @@ class Run:
         self.wall = 0.0
         self.resumed_from: int | None = None
         self.started = False
-        self.chosen: dict[str, str] = {}
+        self.chosen = dict(experiment.choices or {})
+        self._kept: dict[str, str] = {}  # of a resumed run: choices for kinds of work it has not met again yet
+        self._told: dict[str, str] | None = None  # the choices config.toml has
         saved = self._read_checkpoint() if resume else None
         self.plan = experiment.plan()
         self.host = Host(
@@ -100,6 +102,11 @@ class Run:
         return self.host.memories
 
     @property
+    def choices(self) -> dict[str, str]:
+        """What the engine measured and chose, or was told."""
+        return self._kept | (self.host.engine.choices() or self.chosen)
+
+    @property
     def history(self) -> pd.DataFrame:
         return pd.DataFrame([flat(r) for r in self.rows])
 
@@ -125,7 +132,7 @@ class Run:
             "time": spent(self.rows),
             "participation": self.host.meter.fairness(len(plan.federation)),
             "reached": reached(self.rows, plan.task.headline[0]),
-            "choices": self.host.engine.choices() or self.chosen,
+            "choices": self.choices,
             "hyperparameters": plain(asdict(plan.method) if is_dataclass(plan.method) else {}),
             "channel": [str(s) for s in plan.channel.stages],
             "privacy": plan.channel.report(self.host.spent),
@@ -185,6 +192,7 @@ class Run:
                 if self.host.version == e.rounds:
                     self._finish()
                 self._log(began)
+                self._write_config()
                 now = time.monotonic()  # large memories take long to write: a tenth of the time at most
                 due = not e.checkpoint_seconds or now - saved_at >= max(e.checkpoint_seconds, 9 * cost)
                 if self.out is not None and (due or self.host.version == e.rounds):
@@ -265,19 +273,35 @@ class Run:
             raise ConfigError(f"cannot make the folder of the run, {self.out}: {e.strerror}; choose another") from None
         log = self.out / "metrics.jsonl"
         if self.resumed_from is None and log.exists():
-            how = f"`fedloom resume {self.out}`" if self.experiment.recipe else "Experiment(...).run(resume=True)"
-            raise ConfigError(f"{self.out} already holds a run. Continue it with {how}, or choose another --out")
-        from .config import write_config
-
-        write_config(self)
+            raise ConfigError(
+                f"{self.out} already holds a run. Continue it with {self._how_to_continue}, or choose another --out"
+            )
+        self._write_config()
         if self.resumed_from is None:
             self._save()  # before the log: a kill from here on leaves a folder that can be resumed
         text = "".join(json.dumps(r) + "\n" for r in self.rows)  # rows after the checkpoint are run again
-        _replace(log, text)
+        files.replace(log, text, self._then)
+
+    @property
+    def _then(self) -> str:
+        """What to do when the disk is full."""
+        return f"Make room, then continue with {self._how_to_continue}"
+
+    @property
+    def _how_to_continue(self) -> str:
+        return f"`fedloom resume {self.out}`" if self.experiment.recipe else "Experiment(...).run(resume=True)"
+
+    def _write_config(self) -> None:
+        """Anew whenever something was chosen: whoever repeats the run from it makes the same choices."""
+        if self.out is not None and self._told != (choices := self.choices):
+            again = "Make room, and give the same line again"
+            write_config(self, self._then if (self.out / "config.toml").exists() else again)
+            self._told = choices
 
     def _write_row(self, row: dict[str, Any]) -> None:
         if self.out is not None:
-            with open(self.out / "metrics.jsonl", "a") as f:
+            log = self.out / "metrics.jsonl"
+            with files.writing(log, self._then), open(log, "a") as f:
                 f.write(json.dumps(row) + "\n")
 
     def _save(self, folder: str = "checkpoints") -> None:
@@ -304,7 +328,7 @@ class Run:
                 "cuts": host.dispatch.cuts_seen,
                 "rows": self.rows,
                 "wall": self.wall,
-                "chosen": host.engine.choices() or self.chosen,
+                "chosen": self.choices,
                 "sizes": {name: model.layout.size for name, model in self.plan.models.items()},
                 "finished": len(self.rows) == self.experiment.rounds,
                 "draws": host.draws,
@@ -318,6 +342,8 @@ class Run:
     def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
+        self._kept = choices_in(self.out / "config.toml")
+        self.chosen |= self._kept
         written = [(self.out / name).exists() for name in ("config.toml", "metrics.jsonl")]
         if written == [True, False] and not checkpoint.found(self.out / "checkpoints"):
             self._say("note", text="killed before its first checkpoint: it starts again")
@@ -335,7 +361,8 @@ class Run:
         if differ:
             told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
             raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
-        self.chosen = saved["chosen"]
+        self._kept |= saved["chosen"]
+        self.chosen |= self._kept
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -366,14 +393,12 @@ class Run:
         from .skew import described
 
         skew = described(self.plan.federation)
-        _replace(self.out / "heterogeneity.json", json.dumps(skew) + "\n")
-        _replace(self.out / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+        files.replace(self.out / "heterogeneity.json", json.dumps(skew) + "\n", self._then)
+        files.replace(self.out / "summary.json", json.dumps(self.summary, indent=2) + "\n", self._then)
         if self.params is not None and self.params.dim() == 1:
             tree = self.plan.model.layout.tree(self.params.detach().cpu())
-            partial = self.out / "model.safetensors.partial"
-            with open(partial, "wb") as f:
-                f.writelines(safetensors_of({k: v.contiguous() for k, v in tree.items()}))
-            os.replace(partial, self.out / "model.safetensors")
+            parts = safetensors_of({k: v.contiguous() for k, v in tree.items()})
+            files.replace(self.out / "model.safetensors", parts, self._then)
 
     def _say(self, event: str, **content: Any) -> None:
         for observer in self.experiment.observers:
@@ -410,12 +435,3 @@ def _unchanged(before: list[tuple[Tensor, int]], method: Method) -> None:
             f"{type(method).__name__}.round changed a tensor of its state in place. States are shared with jobs under "
             f"way and with checkpoints: write `params = state.params + step` instead of `state.params += step`"
         )
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)

@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from fedloom.errors import ConfigError
 from fedloom.timing.meter import PHASES
 
-from . import figures, skew
+from . import figures, files, skew
 from .record import Group, Record, Spread, better, grouped
 
 
@@ -41,10 +41,10 @@ def write_report(runs: Iterable[Any], path: Path, title: str = "") -> Path:
 
     Raises:
         ConfigError: a directory is not a run's, or there is no run at all.
+        DiskError: the page could not be written.
     """
     html = render(as_groups(runs), title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    files.replace(path, html, "The runs are whole. Make room, then: fedloom report FOLDER --out report.html")
     return path
 
 
@@ -111,8 +111,7 @@ def render(groups: Sequence[Group], title: str = "") -> str:
 
 def write_data_report(heterogeneity: Mapping[str, Any], path: Path, title: str) -> Path:
     """Write a page about data alone: what `skew.described` says of a federation."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page({}, heterogeneity, title=title), encoding="utf-8")
+    files.replace(path, _page({}, heterogeneity, title=title), "Make room, or give another --report")
     return path
 
 

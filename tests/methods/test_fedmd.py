@@ -95,6 +95,18 @@ def test_bytes_and_the_consensus_do_not_depend_on_the_models(task):
         torch.testing.assert_close(consensus, torch.stack(shown).mean(0), rtol=0, atol=1e-14)
 
 
+async def spoils(client, honest, **payload):
+    reply = await honest(client, **payload)
+    return reply and fl.Message(logits=reply.logits * torch.nan)
+
+
+def test_who_showed_nothing_that_counts_is_not_taught():
+    options = {"dtype": torch.float64, "engine": "sequential", "evaluate_every": 0, "behave": {2: spoils}}
+    got = fl.run(replace(MD, cohort=4), fl.Classification(model=Softmax), data(), rounds=2, **options)
+    assert set(got.memories) == {0, 1, 3}
+    assert [row["excluded"] for row in got.rows] == [2, 2]  # its logits, and then the lesson
+
+
 def test_all_public_samples_where_there_are_fewer_than_asked():
     got, heard = overheard(replace(MD, subset=99), fl.Classification(model=Softmax), data(), rounds=1)
     assert heard[0].reply.logits.shape == (8, 3)

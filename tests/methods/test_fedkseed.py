@@ -15,6 +15,7 @@ import fedloom as fl
 from fedloom.keyed import generator
 from fedloom.message import nbytes
 from fedloom.testing import tiny_federation
+from fedloom.testing.trial import Trial
 
 SOLVER = fl.SGD(lr=0.02, steps=7, batch_size=3)
 KSEED = fl.FedKSeed(cohort=3, candidates=6, solver=SOLVER, eps=1e-3)
@@ -128,6 +129,20 @@ def test_skipped_steps_say_nothing_about_their_seeds():
     assert 0 < draws.sum() < 6
     same(got.state.draws, draws)
     same(got.state.size, size, 1e-9)
+
+
+def test_what_is_judged_is_what_the_sums_replay():
+    got = Trial(fl.FedKSeed(cohort=4, candidates=8, solver=fl.SGD(lr=0.05, steps=4, batch_size=4))).reference
+    method, model, clients = got.plan.method, got.plan.model, got.host.clients
+    w = model.initial()
+    for seed, a in enumerate(got.state.sums.tolist()):
+        w = w - 0.05 * a * torch.randn(len(w), generator=generator("direction", seed)).to(w)
+    views = method.evaluate(got.state, clients)
+    assert dict(views["global"]) == pytest.approx(dict(clients.evaluate(w)), rel=1e-9)
+    assert views["global"]["loss"] != pytest.approx(clients.evaluate(model.initial())["loss"], rel=1e-6)
+    with pytest.raises(StopIteration) as end:
+        method.personalise(fl.Client(got.plan, 0, (0, 9, 0), {}), **method.down(got.state, 0)).send(None)
+    same(end.value.value, w.numpy(), 1e-10)
 
 
 def test_dropout_is_off_at_both_points():

@@ -109,28 +109,29 @@ class _Track:
 
     def __init__(self, cohort: Cohort) -> None:
         self.total = torch.zeros(cohort.k, dtype=torch.float64, device=cohort.first.start.device)
-        self.held: list[tuple[Tensor, Tensor]] = []
-        self.active: list[int] = []
-        self.width = 0
+        self.held: list[tuple[Tensor, Tensor, int]] = []
         self.heard = False
 
     def __call__(self, losses: Tensor, seed: Tensor, active: int) -> None:
         """One step's losses `(active*B,)` and what backward began with."""
-        width = losses.numel() // active
-        if width != self.width or len(self.held) >= 256:
+        self.held.append((losses.detach(), seed, active))
+        self.heard = True
+        if len(self.held) >= 256:
             self.settle()
-            self.width = width
-        self.held.append((losses.detach(), seed))
-        self.active.append(active)
 
     def settle(self) -> None:
-        if self.held:
-            self.heard = True
-            losses, seeds = (torch.cat(part) for part in zip(*self.held))
-            means = (losses * seeds).double().view(-1, self.width).sum(1)
-            clients = torch.arange(len(self.total)) < torch.tensor(self.active).unsqueeze(1)
-            self.total.index_add_(0, clients.nonzero()[:, 1].to(means.device), means)
-            self.held, self.active = [], []
+        by_width: dict[int, list[tuple[Tensor, Tensor, int]]] = {}
+        for losses, seed, active in self.held:
+            by_width.setdefault(losses.numel() // active, []).append((losses, seed, active))
+        for width, held in by_width.items():
+            losses, seeds = torch.cat([losses for losses, *_ in held]), torch.cat([seed for _, seed, _ in held])
+            means = (losses * seeds).double().view(-1, width).sum(1)
+            by_step = means.new_zeros(len(held), len(self.total))
+            clients = torch.arange(len(self.total)) < torch.tensor([active for *_, active in held]).unsqueeze(1)
+            places = clients.flatten().nonzero().flatten().to(means.device)
+            # Each place once and then a sum: a GPU adds to one place in any order, and so to other bits.
+            self.total += by_step.view(-1).index_copy_(0, places, means).view(by_step.shape).sum(0)
+        self.held = []
 
     def sums(self) -> list[float]:
         """By client; NaN where no step looked at the loss that is trained on."""

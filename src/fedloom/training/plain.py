@@ -91,7 +91,11 @@ def _fused(request: Training, live: Live, moving: Selection, form: Affine, track
         each = losses(batch)
         track.add(each)
         grads = _complete(live.gradients(each, targets), moving)
-        scale = min(1.0, clip / max(_norm(grads), 1e-300)) if clip else 1.0
+        scale = 1.0
+        if clip and live.vector.is_cuda:  # nobody waits for a number
+            grads = list(torch._foreach_mul(grads, _shrunk(grads, clip)))
+        elif clip:
+            scale = min(1.0, clip / max(_norm(grads), 1e-300))
         if velocity is not None:
             velocity.take(grads, scale)
         if drift is not None:
@@ -363,6 +367,11 @@ def _norm(grads: list[Tensor]) -> float:
     return math.hypot(*map(float, torch._foreach_norm(grads))) if grads else 0.0
 
 
+def _shrunk(grads: list[Tensor], clip: float) -> Tensor:
+    """What brings a gradient in pieces to the norm allowed, 0-dim."""
+    return (clip / torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))).clamp_(max=1.0)
+
+
 _WINDOW_STEPS, _WINDOW_BYTES = 128, 1 << 22
 
 
@@ -379,10 +388,11 @@ def _stream(data: Data, schedule: Schedule, steps: int) -> Iterator[Data]:
     names, tensors, size = tuple(data), tuple(data.values()), schedule.index.shape[1]
     nbytes = size * sum(math.prod(t.shape[1:]) * t.element_size() for t in tensors)
     window = max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, nbytes)))
+    index = schedule.index.to(tensors[0].device) if tensors else schedule.index
     for at in range(0, steps, window):
-        rows = schedule.index[at : min(at + window, steps)]
+        rows = index[at : min(at + window, steps)]
         flat = rows.reshape(-1)
-        columns = [t.index_select(0, flat.to(t.device)).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors]
+        columns = [t.index_select(0, flat).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors]
         for count, batch in zip(schedule.counts[at:], zip(*columns)):
             if count != size:
                 batch = [t[:count] for t in batch]

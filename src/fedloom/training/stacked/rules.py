@@ -162,7 +162,11 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         g = once(grads)
         k, words, width = ctx.w.stack.shape
-        grad = g.new_zeros(k * words, width).index_add_(0, ctx.at, g.reshape(-1, width)).view(k, words, width)
+        if g.is_cuda:  # which would add to a row in any order
+            grad = torch.ops.aten.embedding_dense_backward(g.reshape(-1, width), ctx.at, k * words, -1, False)
+        else:
+            grad = g.new_zeros(k * words, width).index_add_(0, ctx.at, g.reshape(-1, width))
+        grad = grad.view(k, words, width)
         if ctx.padding is not None:
             grad[:, ctx.padding] = 0
         ctx.w.dense(grad)

@@ -79,7 +79,7 @@ def baseline(name: str, work: Workload, plan: Callable[[int], Round], turns: Tur
 
 def vector(weights: list[torch.Tensor]) -> np.ndarray:
     """The weights as one vector."""
-    return flat(weights).numpy()
+    return flat(weights).cpu().numpy()
 
 
 def settings() -> dict[str, object]:

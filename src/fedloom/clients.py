@@ -181,7 +181,11 @@ class Clients:
         return generator(*self._host.draw_key(purpose))
 
     def note(self, **numbers: float) -> None:
-        """Numbers shown in progress and written to the round's log; never read back."""
+        """Numbers shown in progress and written to the round's log; never read back.
+
+        Raises:
+            ConfigError: a value that is not one number.
+        """
         for name, number in numbers.items():
             try:
                 self._host.notes[name] = float(number)

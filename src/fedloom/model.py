@@ -157,7 +157,11 @@ class Model:
     # ------------------------------------------------------------ sub-models
     @property
     def units(self) -> Units:
-        """Groups of tied units, found by a probe at first use."""
+        """Groups of tied units, found by a probe at first use.
+
+        Raises:
+            ConfigError: no example input to probe with, or a network whose units cannot be told apart.
+        """
         if self._shared.units is None:
             if self.example is None:
                 raise ConfigError("sub-models need an example input: Model(..., example=(x[:1],))")

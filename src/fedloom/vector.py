@@ -37,7 +37,11 @@ class Layout:
         return list(self.shapes)
 
     def span(self, name: str) -> slice:
-        """Where a piece lies in the vector."""
+        """Where a piece lies in the vector.
+
+        Raises:
+            ConfigError: no such piece, with the nearest names.
+        """
         if name not in self.shapes:
             raise unknown("parameter", name, self.shapes)
         at = self.offsets[name]

@@ -124,6 +124,11 @@ def run(method: Method, task: Task, federation: Federation, rounds: int = 50, se
     """Run a method: `run(FedAvg(cohort=10), Classification(model=MyNet), federation, rounds=50)`.
 
     Options are those of `Experiment`.
+
+    Raises:
+        ConfigError, DataError, NotSupported: an argument of the wrong kind, or parts that do not go together; before
+            any work is done.
+        ClientFailure, RoundFailure: code of the method's or the network's failed at a client, or at the server.
     """
     for name in options:
         if name not in (known := [f.name for f in fields(Experiment)]):

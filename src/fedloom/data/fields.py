@@ -104,9 +104,9 @@ class Data(Mapping[str, Tensor]):
         fields = {name: tensor[start:stop] for name, tensor in self._fields.items()}
         return Data(base, self.offset + start, **fields)
 
-    def to(self, device: torch.device | str) -> Data:
-        """The same samples on another device; itself where they are there already."""
-        moved = {name: tensor.to(device) for name, tensor in self._fields.items()}
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Data:
+        """The same samples on another device, and floating fields of another type; itself where nothing changes."""
+        moved = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in self._fields.items()}
         return self if all(moved[name] is tensor for name, tensor in self._fields.items()) else Data(**moved)
 
     @staticmethod

@@ -62,7 +62,7 @@ class Population(Protocol):
     def total(self, id: int) -> int: ...
     def totals(self, ids: np.ndarray | None) -> np.ndarray: ...
     def rows(self, id: int) -> tuple[Data, int, int]: ...
-    def to(self, device: torch.device | str) -> Population: ...
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Population: ...
     def digest(self, hash: Any) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -94,8 +94,8 @@ class Rows:
         start = int(self.offsets[id])
         return self.table, start, int(self.offsets[id + 1]) - start
 
-    def to(self, device: torch.device | str) -> Rows:
-        return Rows(self.table.to(device), self.offsets)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Rows:
+        return Rows(self.table.to(device, dtype), self.offsets)
 
     def digest(self, hash: Any) -> None:
         add_data(hash, self.table)
@@ -119,6 +119,7 @@ class Made:
         classes: int | None,
         keep: int = 128,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> None:
         if n < 1:
             raise ConfigError(f"a federation has 1 or more clients; given {n}")
@@ -131,7 +132,7 @@ class Made:
         elif isinstance(size, int) and size < 0:
             raise DataError(f"a client has 0 or more samples; given size={size}")
         self.n, self.size, self.make, self.recipe, self.classes = n, size, make, recipe, classes
-        self.keep, self.kept, self.device = keep, dict[int, Data](), device
+        self.keep, self.kept, self.device, self.dtype = keep, dict[int, Data](), device, dtype
 
     def __len__(self) -> int:
         return self.n
@@ -156,7 +157,7 @@ class Made:
             check(data, f"client {id}", self.classes, empty=due == 0)
             for old in list(self.kept)[: max(0, len(self.kept) + 1 - max(self.keep, 1))]:
                 self.kept.pop(old, None)
-            made = self.kept[id] = data.to(self.device)
+            made = self.kept[id] = data.to(self.device, self.dtype)
         return made, 0, len(made)
 
     def _made(self, id: int) -> Any:
@@ -165,8 +166,8 @@ class Made:
         except Exception as error:
             raise DataError(f"client {id}: make({id}) raised {type(error).__name__}: {error}") from error
 
-    def to(self, device: torch.device | str) -> Made:
-        return Made(self.n, self.size, self.make, self.recipe, self.classes, self.keep, device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Made:
+        return Made(self.n, self.size, self.make, self.recipe, self.classes, self.keep, device, dtype or self.dtype)
 
     def digest(self, hash: Any) -> None:
         """The recipe, and three clients as a sample of what it makes."""
@@ -218,9 +219,10 @@ class Elsewhere:
         fields = {k: torch.empty(n, *shape, dtype=kind, device="meta") for k, (shape, kind) in self.schema.items()}
         return Data(**fields), 0, n
 
-    def to(self, device: torch.device | str) -> Elsewhere:
-        here = {id: data.to(device) for id, data in self.here.items()}
-        return Elsewhere(self.sizes.tolist(), self.schema, here, self.identity)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Elsewhere:
+        here = {id: data.to(device, dtype) for id, data in self.here.items()}
+        schema = {k: (shape, dtype if dtype and t.is_floating_point else t) for k, (shape, t) in self.schema.items()}
+        return Elsewhere(self.sizes.tolist(), schema, here, self.identity)
 
     def digest(self, hash: Any) -> None:
         hash.update(f"{self.identity} {self.sizes.tolist()} {self.schema}".encode())

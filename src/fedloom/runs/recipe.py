@@ -212,7 +212,7 @@ class Recipe(BaseModel):
         dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
         if self.dtype not in dtypes:
             raise unknown("dtype", self.dtype, dtypes)
-        federation = federation or self.federation()
+        federation = federation or self.federation().to("cpu", dtypes[self.dtype])
         model = self.model or network_for(federation)
         several = {spec: spec for spec in model.split("+")}
         return Experiment(

@@ -142,11 +142,13 @@ class Federation:
             add_data(hash, part)
         return hash.hexdigest()
 
-    def to(self, device: torch.device | str) -> Federation:
-        """The same federation with its tensors on another device."""
-        shared = {k: d and d.to(device) for k, d in vars(self).items() if k in ("test", "public", "validation")}
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
+        """The same federation with its tensors on another device, and its floating fields of another type."""
+        shared = {k: d and d.to(device, dtype) for k, d in vars(self).items() if k in ("test", "public", "validation")}
         moved = Federation.__new__(Federation)
-        moved.__dict__.update({**vars(self), **shared, "population": self.population.to(device)})
+        moved.__dict__.update({**vars(self), **shared, "population": self.population.to(device, dtype)})
+        if dtype is not None:
+            moved.__dict__.pop("sha256", None)
         return moved
 
     def __repr__(self) -> str:

@@ -61,8 +61,9 @@ def make(
     count = workers or (1 if on_gpu else min(cores, 8))
     trainer = Trainer("auto", chosen)
     if name == "ray":
-        from .ray import Actors
+        from .ray import Actors, need_ray
 
+        need_ray()
         where = cluster or Cluster()
         return Local(plan, trainer, count, answer, lambda run: Actors(count, where, plan, run, trainer, answer), "ray")
     if count == 1 or not can_fork():

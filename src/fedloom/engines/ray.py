@@ -53,7 +53,7 @@ class Actors:
     def __init__(
         self, count: int, cluster: Cluster, plan: Plan, run: Run, trainer: Trainer, answer: Answer | None
     ) -> None:
-        self.ray = _ray()
+        self.ray = need_ray()
         self.run, self.trainer, self.answer = run, trainer, answer
         self.count, self.plan = count, plan
         self._gone = self.ray.exceptions.RayActorError, self.ray.exceptions.ObjectLostError
@@ -306,7 +306,12 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _ray() -> Any:
+def need_ray() -> Any:
+    """The package.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
     try:
         return importlib.import_module("ray")
     except ImportError:

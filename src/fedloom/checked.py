@@ -112,7 +112,7 @@ def spell(kind: Any) -> str:
     """A type in words a user types: `a number`, `a whole number or none`, `one of mean, sum`, `sgd or adam`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(spell(a) for a in args)
+        return " or ".join(spell(a) for a in args if a is not int or float not in args)  # a whole number is a number
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in args)
     if origin in (tuple, list, frozenset):
@@ -178,8 +178,7 @@ def _in_python(kind: Any) -> str:
     """A type in words, as a value is given in Python."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        plain = [a for a in args if a is not int or float not in args]  # a whole number is a number
-        return " or ".join(map(_in_python, plain))
+        return " or ".join(_in_python(a) for a in args if a is not int or float not in args)
     if origin is tuple or kind is tuple:
         return "a tuple"
     if isinstance(kind, type) and issubclass(kind, Checked):

@@ -71,8 +71,8 @@ def unknown(kind: str, given: object, accepted: Iterable[str], call: str = "") -
     names = sorted(accepted)
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listed = ", ".join(names) if len(names) <= 40 else ", ".join(names[:40]) + ", ..."
-    return ConfigError(f"unknown {kind} {given!r}.{hint} Known: {listed}.{' ' + call if call else ''}")
+    listed = f" Known: {', '.join(names)}." if len(names) <= 40 or not (near or call) else ""  # few read so many
+    return ConfigError(f"unknown {kind} {given!r}.{hint}{listed}{' ' + call if call else ''}")
 
 
 class Declined(FedloomError):

@@ -161,5 +161,6 @@ def method_named(name: str) -> type[Method]:
         return found
     known = catalogue()
     if name not in known:
-        raise unknown("method", name, known, "A method of your own is named as mypackage.module:Class.")
+        more = "`fedloom methods` lists them all. A method of your own is named as mypackage.module:Class."
+        raise unknown("method", name, known, more)
     return known[name]

@@ -294,3 +294,32 @@ def test_a_table_of_ones_own(capsys, tmp_path: Path, monkeypatch):
 def test_the_card_of_a_method_of_ones_own_names_the_call_that_works(capsys):
     _, printed, _ = ran(capsys, "show", "fedloom.methods.optimisation.fedavg:FedAvg")
     assert "fedloom run fedloom.methods.optimisation.fedavg:FedAvg" in printed
+
+
+def test_weights_of_twice_the_width_are_trained_on_samples_of_it(capsys, tmp_path: Path):
+    for data in ("digits", "diabetes"):  # targets that are numbers, too
+        words = ["run", "fedavg", "--data", data, "--clients", "4", "--rounds", "1", "--engine", "sequential"]
+        code, _, err = ran(capsys, *words, "--dtype", "float64", "--no-report", "-o", str(tmp_path / data))
+        assert code == 0, err
+
+
+def test_a_long_list_of_names_does_not_bury_the_hint(capsys):
+    code, _, err = ran(capsys, "run", "fedavgg")
+    assert code == 2
+    assert "Did you mean 'fedavg'" in err
+    assert "`fedloom methods` lists them all" in err
+    assert len(err) < 250
+
+
+def test_a_card_says_what_its_bytes_are_counted_in(capsys):
+    _, printed, _ = ran(capsys, "show", "scaffold")
+    assert "8*d bytes a client and exchange" in printed
+    assert "a whole number or a number" not in printed
+
+
+def test_a_cluster_without_its_package_is_refused_before_the_first_round(capsys, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    code, _, err = ran(capsys, "run", "fedavg", *QUICK[:-4], "--engine", "ray", "-o", str(tmp_path / "r"))
+    assert code == 2
+    assert "fedloom[ray]" in err
+    assert not (tmp_path / "r").exists()

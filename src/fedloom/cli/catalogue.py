@@ -132,7 +132,7 @@ def _list_data(as_json: bool) -> None:
     console = Console()
     for title, chosen in (
         ("here, without files", [e for e in entries if e.bundled]),
-        ("in FEDLOOM_DATA", [e for e in entries if not e.bundled]),
+        ("in the folder that the environment variable FEDLOOM_DATA names", [e for e in entries if not e.bundled]),
     ):
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for e in chosen:
@@ -160,6 +160,10 @@ def hyperparameters(cls: type[Method]) -> list[dict[str, str]]:
     return [dataclasses.asdict(field) for field in fields_of(cls)]
 
 
+def _bytes(expression: str | None) -> str:
+    return f"{expression} bytes a client and exchange; d numbers are trained" if expression else ""
+
+
 def _print_card(cls: type[Method], name: str) -> None:
     card, console = cls.card, Console()
     console.print(f"\n[bold]{card.title}[/]  {card.summary}\n")
@@ -167,8 +171,8 @@ def _print_card(cls: type[Method], name: str) -> None:
     for key, value in (
         ("paper", f"{card.paper}\n{card.authors}, {card.venue} {card.year}\n{card.url}".strip()),
         ("family", card.family),
-        ("sent down", card.down or card.why_bytes),
-        ("sent up", card.up or card.why_bytes),
+        ("sent down", _bytes(card.down) or card.why_bytes),
+        ("sent up", _bytes(card.up) or card.why_bytes),
         ("kept at a client", card.keeps or "nothing"),
         ("needs", ", ".join(sorted(card.needs)) or "nothing"),
         ("equals", "\n".join(f"{other} where {setting}" for setting, other in card.reduces)),

@@ -118,7 +118,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _check_option(entry: Entry, key: str) -> None:
     if key not in entry.options:
-        raise unknown(f"option of model {entry.name!r}", key, entry.options)
+        raise unknown(f"option of the model {entry.name}:", key, entry.options)
 
 
 _TAKES: dict[type, str] = {

@@ -270,6 +270,10 @@ def _tolist(original: Callable[..., Any]) -> Callable[..., Any]:
     return tolist
 
 
+def _synchronised(device: Any = None) -> None:
+    waited()
+
+
 @contextmanager
 def pretended() -> Iterator[Waits]:
     """There is a CUDA device, within the block. Gives the count of waits."""
@@ -289,10 +293,10 @@ def pretended() -> Iterator[Waits]:
         mock.patch.object(t, "tolist", _tolist(before["tolist"])),
         mock.patch.object(t, "device", property(lambda x: DEVICE if on_device(x) else _own_device(x)), create=True),
         mock.patch.object(t, "is_cuda", property(on_device), create=True),
-        mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(torch.cuda, "device_count", lambda: 1),
-        mock.patch.object(torch.cuda, "current_device", lambda: 0),
-        mock.patch.object(torch.cuda, "synchronize", lambda *_: waited()),
+        mock.patch.object(torch.cuda, "is_available", return_value=True),
+        mock.patch.object(torch.cuda, "device_count", return_value=1),
+        mock.patch.object(torch.cuda, "current_device", return_value=0),
+        mock.patch.object(torch.cuda, "synchronize", _synchronised),
         mock.patch.object(torch.cuda, "default_generators", (torch.Generator(),)),
     ]
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()

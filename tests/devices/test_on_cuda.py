@@ -1,5 +1,5 @@
-"""Runs on a GPU, pretended where there is none (`pretend_cuda`): the results of the CPU, no mixing of devices, and a CPU
-that does not wait for the GPU at every step."""
+"""Runs on a GPU that is pretended (`pretend_cuda`): the results of the CPU, no mixing of devices, and nobody waits for
+the GPU at every step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_cuda import Waits, on_device, pretended
+from pretend_cuda import DEVICE, MixedDevices, Waits, on_device, pretended
 from torch import Tensor, nn
 
 import fedloom as fl
 from fedloom.channel.stage import Channel
+from fedloom.errors import ConfigError
 from fedloom.message import leaves
 from fedloom.testing import Trial
 from fedloom.testing.tiny import tiny_federation
@@ -180,12 +181,14 @@ WAYS: dict[str, tuple[fl.Method, Any, str | None]] = {
 }
 
 
-def went(way: str, **options: Any) -> fl.Run:
-    method, model, buffers = WAYS[way]
+def went(way: str, method: fl.Method | None = None, **options: Any) -> fl.Run:
+    usual, model, buffers = WAYS[way]
     task = fl.Classification(model=model, buffers=buffers)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fl.FedloomWarning)
-        return fl.run(method, task, tiny_federation(sizes=(18, 9, 10, 12)), rounds=2, dtype=torch.float64, **options)
+        return fl.run(
+            method or usual, task, tiny_federation(sizes=(18, 9, 10, 12)), rounds=2, dtype=torch.float64, **options
+        )
 
 
 @pytest.mark.parametrize("engine", ["sequential", "stacked"])
@@ -196,3 +199,65 @@ def test_a_way_to_step(way: str, engine: str):
         there = went(way, engine=engine, device="cuda")
         assert same(here, there)
     assert paths(here) == paths(there)
+
+
+# ---------------------------------------------------------------- waiting, and what is refused
+@pytest.mark.parametrize("engine", ["sequential", "stacked"])
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_waits_for_the_gpu_at_every_step(way: str, engine: str):
+    """The CPU waits as often for few steps as for many."""
+    method, counts = WAYS[way][0], list[int]()
+    for epochs in (2, 5):
+        with pretended() as waits:
+            longer = replace(method, solver=replace(method.solver, epochs=epochs))  # type: ignore[attr-defined]
+            went(way, method=longer, engine=engine, device="cuda", evaluate_every=0)
+            counts.append(waits.all)
+    assert counts[1] <= counts[0]  # fewer where a layer's products outgrow it and it is no longer lazy
+
+
+@pytest.mark.parametrize("options", [{"engine": "pool"}, {"workers": 2}, {"engine": "ray"}], ids=str)
+def test_workers_without_the_gpu_are_refused(options: dict[str, Any], cuda: Waits):
+    with pytest.raises(ConfigError, match="gpus=1"):
+        went("fused", device="cuda", **options)
+
+
+def test_auto_times_what_the_gpu_has_done(cuda: Waits):
+    run = went("fused", device="cuda", engine="auto")
+    assert "one by one" in str(run.summary["choices"])
+    assert any("wait" in line for line in cuda)
+
+
+def test_a_gpu_that_was_not_asked_for_is_left_alone(cuda: Waits):
+    went("fused", engine="auto")
+    assert not cuda
+
+
+# ---------------------------------------------------------------- the pretended device itself
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x + torch.ones(3),
+        lambda x: torch.ones(4, 3) + x,
+        lambda x: torch.zeros(4, 3).add_(x),
+        lambda x: x @ torch.ones(3, 2),
+        lambda x: x.index_select(0, torch.tensor([0])),
+        lambda x: torch.ones(4)[torch.zeros(2, dtype=torch.int64, device="cuda")],
+        lambda x: torch.where(torch.ones(4, 3) > 0, x, x),
+        lambda x: x.numpy(),
+        lambda x: x.normal_(generator=torch.Generator()),
+        lambda x: torch.randn(3, device="cuda", generator=torch.Generator()),
+    ],
+)
+def test_mixing_is_noticed(mistake: Any, cuda: Waits):
+    x = torch.zeros(4, 3, device="cuda")
+    with pytest.raises((MixedDevices, TypeError, RuntimeError), match=r"same device|numpy|generator"):
+        mistake(x)
+
+
+def test_what_may_be_mixed(cuda: Waits):
+    x = torch.ones(4, 3, device="cuda")
+    assert (x * torch.tensor(2.0)).device == x[torch.tensor([1, 0])].device == DEVICE
+    x[torch.tensor([True, False, False, False])] = 0.0
+    assert x.cpu().sum() == 9
+    assert not on_device(x.cpu())
+    assert torch.zeros(1).to(x).is_cuda

@@ -120,6 +120,16 @@ def test_otherwise_the_run_stops_and_names_the_client(engine, timed):
         run("loss", timed, engine=engine)
 
 
+def test_the_debug_engine_says_on_what_a_program_failed():
+    with pytest.raises(ClientFailure) as raised:
+        run("loss", engine="debug")
+    said = str(raised.value)
+    for part in ("Fails.local failed at client 2, round 0, in stage", "payload: {'params': (", "data: Data(x: ("):
+        assert part in said
+    assert "ZeroDivisionError: in the hook" in said
+    assert "engine='debug'" not in said
+
+
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("engine", ["sequential", "stacked", "pool"])
 def test_a_program_may_catch_what_it_awaited(engine, timed):

@@ -67,23 +67,27 @@ class Debug:
                     turn.advance(answered(self.plan, request))
                 elif self.answer is not None:
                     turn.hear(request, self.answer(request, job.id))
-        except FedloomError:
-            raise
         except Exception as e:
-            raise ClientFailure(
-                f"{type(self.plan.method).__name__}.{job.program} failed at client {job.id}, round {job.version}, in "
-                f"stage {stage!r}\n  payload: {_shapes(job.payload)}\n  memory: {_shapes(job.memory)}\n"
-                f"  data: {self.plan.federation.local(job.id)!r}\n{''.join(traceback.format_exception(e)[-3:])}",
-                client=job.id,
-                program=job.program,
-                round=job.version,
-            ) from e
+            cause = e.__cause__ or e if isinstance(e, ClientFailure) else e  # what the program raised itself
+            if isinstance(cause, FedloomError) and not isinstance(cause, ClientFailure):
+                raise
+            raise self._failure(job, stage, cause) from cause
         if [t._version for t in inputs] != versions:
             raise StateMutated(
                 f"{type(self.plan.method).__name__}.{job.program} changed a tensor it was given in place (client "
                 f"{job.id}); payloads and memory are shared. Write `new = old + ...` instead of `old += ...`"
             )
         return None if turn.result is None else Message(settled(dict(turn.result)))
+
+    def _failure(self, job: Job, stage: str, cause: BaseException) -> ClientFailure:
+        return ClientFailure(
+            f"{type(self.plan.method).__name__}.{job.program} failed at client {job.id}, round {job.version}, in "
+            f"stage {stage!r}\n  payload: {_shapes(job.payload)}\n  memory: {_shapes(job.memory)}\n"
+            f"  data: {self.plan.federation.local(job.id)!r}\n{''.join(traceback.format_exception(cause)[-3:])}",
+            client=job.id,
+            program=job.program,
+            round=job.version,
+        )
 
 
 def _shapes(values: Any) -> dict[str, Any]:

@@ -95,6 +95,11 @@ def test_an_unknown_option_is_named_with_the_nearest():
         (fl.Regression(model=lambda: nn.Linear(8, 3)), federation(y=X[:, :2]), "own losses"),
         (fl.Classification(model=lambda: nn.Conv2d(1, 3, 1)), federation(x=X.view(-1, 2, 4)), "x[:, None]"),
         (fl.Classification(model=lambda: nn.Conv2d(1, 3, 1)), federation(x=X.view(-1, 2, 4, 1)), "x.permute"),
+        (
+            fl.Classification(model=linear),
+            fl.Federation.from_data({"image": X, "y": Y}, clients=4),
+            "needs the field 'x'; this data has image, y",
+        ),
         (fl.Classification(model=nn.Linear), federation(), "model=lambda: MyNet(10)"),
         (fl.Classification(model=lambda: 3), federation(), "gave 3"),
         (fl.Classification(model=5), federation(), "given 5"),  # type: ignore[arg-type]

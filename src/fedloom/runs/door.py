@@ -110,7 +110,6 @@ def check_plan(plan: Plan) -> None:
     Raises:
         ConfigError, DataError, NotSupported: what does not fit, why, and what would.
     """
-    plan.task.check(plan.federation.local(0).train)
     check_needs(plan)
     plan.channel.check(plan)
     for model in plan.models.values():

@@ -139,9 +139,14 @@ def run(method: Method, task: Task, federation: Federation, rounds: int = 50, se
 def models_for(
     task: Task, method: Method, federation: Federation, seed: int, dtype: torch.dtype, device: str | torch.device
 ) -> dict[str, Model]:
-    """The task's networks as models, by name."""
+    """The task's networks as models, by name.
+
+    Raises:
+        DataError: samples that the task cannot train on. ConfigError: a network that cannot be.
+    """
     first = next((id for id in federation.ids if federation.size(id)), 0)
     sample = federation.local(first).train
+    task.check(sample)
     example = tuple(x[:1] for x in task.inputs(stand_in(sample.slice(0, 1))))
     spec = task.model
     named: Mapping[str, Any] = spec if is_mapping(spec) else {_name(spec): spec}

@@ -57,13 +57,18 @@ def _exactly(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    cudnn: Any = torch.backends.cudnn
+    products = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    before = [p.fp32_precision for p in products], cudnn.benchmark, cudnn.deterministic
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
+        for p in products:
+            p.fp32_precision = "ieee"
+        cudnn.benchmark, cudnn.deterministic = False, True
+        yield
     finally:
-        matmul.allow_tf32 = before
+        for p, precision in zip(products, before[0]):
+            p.fp32_precision = precision
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 _REPEATED = {"cpu": 1e-6, "cuda": 1e-4}

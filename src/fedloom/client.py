@@ -157,6 +157,7 @@ class Client:
         public: data everybody holds, None without.
         time: virtual or wall seconds at which the job began.
         device: its speed and memory.
+        given: what its payload and memory held when the job began, which nobody changes in place.
     """
 
     def __init__(self, plan: Plan, id: int, key: tuple[Any, ...], memory: Mapping[str, Any], time: float = 0.0) -> None:
@@ -167,6 +168,7 @@ class Client:
         self.memory = Memory(memory)
         self.book = Book()
         self.outbox: list[Sending] = []
+        self.given: tuple[Any, ...] = ()
         self._trainings = self._queries = 0
         self._data: Local | None = None
 
@@ -284,6 +286,7 @@ class Client:
                 extras=extras or {},
                 only=only,
                 key=(self._plan.seed, "step", self._trainings, *self.key),
+                given=self.given,
             )
         )
 

@@ -28,6 +28,7 @@ from fedloom.training.stacked import (
     probe,
     train_stacked,
 )
+from fedloom.training.stacked.lazy import LazyDense
 
 torch.set_num_threads(1)
 SIZES = [9, 8, 5, 1]  # partial batches, unequal numbers of steps, one sample
@@ -675,6 +676,109 @@ def test_rows_are_tensors():
     torch.testing.assert_close(v.clone(), 2 * w)
     torch.testing.assert_close((out.vector - start).clone(), 2 * w - start)
     gc.collect()
+
+
+def correct(w, f, k, carry, extras):
+    return f.grad(w) - extras["own"] + extras["control"], carry
+
+
+def given(requests: list[Training]) -> list[Training]:
+    """What the step reads is of the payload or the memory of each job."""
+    for r in requests:
+        r.given = (r.start, *r.extras.values())
+    return requests
+
+
+@pytest.mark.parametrize("epochs", [1, 2])  # with lazy layers, and without
+@pytest.mark.parametrize("known", [True, False])
+def test_sums_with_what_a_job_was_given_stay_rows(epochs, known):
+    control = torch.randn(model_of(wide).layout.size, dtype=torch.float64) * 0.01
+    solver = SGD(lr=0.05, epochs=epochs, batch_size=4)
+    options = {"solver": solver, "step": correct, "own": ("own",), "shared": {"control": control}}
+    requests = cohort(model_of(wide), sizes=[30, 30, 17, 3], **options)
+    if known:
+        given(requests)
+    rows, wanted = [], []
+    for r, out in zip(requests, train_stacked(requests)):
+        x, own = r.start, r.extras["own"]
+        w = reference(r)[0]
+        delta, change = w - x, (w - x) / (-r.steps * 0.05) - control
+        wanted.append((delta, change, own + change, control - w, w + 2 * x - own))
+        mine = out.vector - x
+        ours = mine / (-out.steps * out.lr) - control
+        rows.append((mine, ours, own + ours, control - out.vector, out.vector + (x + x) - own))
+        assert isinstance(ours, Row) == known
+        assert isinstance(rows[-1][2], Row) == known
+    for which in (2, 0, 1, 3, 4):  # what is kept is built first; the others are had from it, or built anew
+        for mine, its in zip(rows, wanted):
+            torch.testing.assert_close(mine[which].clone(), its[which], atol=1e-11, rtol=1e-11)
+    rows = [(out.vector - r.start, out.vector) for r, out in zip(requests, train_stacked(requests))]
+    for which in (0, 1):
+        acc = torch.ones_like(control)
+        add_rows(acc, [row[which] for row in rows], [0.5, 1.0, -2.0, 3.0])
+        its = [r.start * 0 if which == 0 else r.start for r in requests]
+        total = sum(f * (w[0] + x) for f, w, x in zip([0.5, 1.0, -2.0, 3.0], wanted, its))
+        torch.testing.assert_close(acc, 1 + total, atol=1e-11, rtol=1e-11)
+
+
+def test_what_cancels_is_not_computed(monkeypatch):
+    """SCAFFOLD's new control variate is the mean gradient: a product without the old one, the start, the server's."""
+    control = torch.randn(model_of(wide).layout.size, dtype=torch.float64) * 0.01
+    solver = SGD(lr=0.05, epochs=1, batch_size=4)
+    requests = given(
+        cohort(model_of(wide), sizes=[30, 30], solver=solver, step=correct, own=("own",), shared={"control": control})
+    )
+    terms = []
+    honest = LazyDense.copy
+    monkeypatch.setattr(LazyDense, "copy", lambda *args: (terms.append(len(args[-1])), honest(*args))[1])
+    for r, out in zip(requests, train_stacked(requests)):
+        change = (out.vector - r.start) / (-out.steps * out.lr) - control
+        new = r.extras["own"] + change
+        assert isinstance(new, Row)
+        new.build()
+    assert terms == [0, 0]
+
+
+def test_sums_of_rows_need_no_second_product(monkeypatch):
+    requests = given(cohort(model_of(wide), sizes=[30, 30], own=("own",)))
+    out = [t.vector - r.start for t, r in zip(train_stacked(requests), requests)]
+    kept = [r.extras["own"] + 3 * row for r, row in zip(requests, out)]
+    built = [k.build() for k in kept]
+    monkeypatch.setattr(LazyDense, "add", None)
+    acc = torch.zeros_like(built[0])
+    add_rows(acc, out, [1.0, 1.0])
+    wanted = sum((b - r.extras["own"]) / 3 for b, r in zip(built, requests))
+    torch.testing.assert_close(acc, wanted, atol=1e-12, rtol=1e-12)
+
+
+def test_a_row_is_not_had_from_what_was_overwritten():
+    requests = cohort(model_of(wide))
+    start = requests[0].start
+    wanted = train_stacked(requests)[0].vector.clone() - start
+    out = train_stacked(requests)[0]
+    twice = 2 * out.vector
+    assert isinstance(twice, Row)
+    twice.build().zero_()
+    torch.testing.assert_close((out.vector - start).clone(), wanted)
+
+
+def test_a_row_is_not_had_from_what_is_too_small():
+    """0.001 * w + own holds fewer digits of w than the chunk does."""
+    requests = given(cohort(model_of(wide, torch.float32), own=("own",)))
+    out, own = train_stacked(requests)[0], requests[0].extras["own"]
+    wanted = train_stacked(given(cohort(requests[0].model, own=("own",))))[0].vector.clone()
+    (own + 1e-6 * out.vector).build()
+    assert torch.equal(out.vector.clone(), wanted)
+
+
+def test_vectors_that_are_nobodys_are_not_waited_with():
+    requests = given(cohort(model_of(wide), own=("own",)))
+    out = train_stacked(requests)[0]
+    mine = torch.ones_like(requests[0].start)
+    difference = out.vector - mine
+    mine.zero_()
+    assert not isinstance(difference, Row)
+    torch.testing.assert_close(difference, out.vector.clone() - 1)
 
 
 def test_not_finite_is_seen():

@@ -38,6 +38,7 @@ class Turn:
         honest = plan.enclosed(job.program) if job.program else _given
         behaviour = None if job.judge else plan.behave.get(job.id)
         payload = job.payload
+        self.client.given = (*payload.values(), *job.memory.values())
         try:
             if job.judge:
                 self.coroutine = _judged(self.client, honest, job.judge, payload)

@@ -21,6 +21,11 @@ def shifted(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tensor,
     return f.grad(w) + extras["shift"], carry
 
 
+def controlled(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tensor, Any]:
+    """grad f(w) - own + control: SCAFFOLD's correction by the client's control variate and the server's."""
+    return f.grad(w) - extras["own"] + extras["control"], carry
+
+
 def dynamic(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tensor, Any]:
     """grad f(w) - linear + alpha (w - anchor): a proximal step with a linear term of the client's own."""
     return f.grad(w) - extras["linear"] + extras["alpha"] * (w - extras["anchor"]), carry

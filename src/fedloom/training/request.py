@@ -56,7 +56,8 @@ class Training:
 
     `data` and `schedules` have one entry per stream; a single stream is named "" and its batch is passed plainly,
     several are passed as a dict of batches. `carry` is a tree of tensors; `extras` maps names to tensors or values.
-    `key` seeds ordinary torch randomness (dropout) inside the step.
+    `key` seeds ordinary torch randomness (dropout) inside the step. `given` is what the job was given (payload and
+    memory), which nobody changes in place: results may refer to it.
     """
 
     client: int
@@ -72,6 +73,7 @@ class Training:
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
     only: Tensor | None = None
     key: tuple[Any, ...] = ()
+    given: tuple[Any, ...] = ()
 
     def batch(self, k: int) -> Any:
         """The samples of step `k`."""

@@ -22,7 +22,7 @@ from fedloom.errors import ConfigError, unknown
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.training import SGD, Solver
-from fedloom.training.hooks import shifted
+from fedloom.training.hooks import controlled
 from fedloom.vector import zeros
 
 
@@ -86,7 +86,7 @@ class Scaffold(Method):
 
     async def local(self, client: Client, params: Tensor, control: Tensor) -> Message:
         own = client.memory.get("control", zeros(params))
-        out = await client.train(params, solver=self.solver, step=shifted, extras={"shift": control - own})
+        out = await client.train(params, solver=self.solver, step=controlled, extras={"control": control, "own": own})
         delta = out.vector - params
         if self.option == "I":
             change = await client.gradient(params) - own

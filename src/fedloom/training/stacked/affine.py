@@ -21,7 +21,7 @@ from .fold import Notes
 from .forward import Forward
 from .lazy import LazyDense, Move
 from .repeat import LARGEST, Repeat
-from .rows import Piece
+from .rows import NOTHING, Piece, Terms, combined
 from .sinks import Fused, Moving
 from .steps import Blocks, Track, clip_scale, differentiate
 from .twin import Twin
@@ -104,6 +104,8 @@ class AffineSteps:
         step = velocity.step if velocity is not None else 0.0
         layer.begin(self.cohort.k, rank, w0, piece(layer.bias, start), move, speed, step)
         layer.p, layer.pb = piece(layer.weight, vectors), piece(layer.bias, vectors)
+        layer.start = {id(self.cohort.start): (start, 1.0)}
+        layer.sums = shift.terms if shift.vectors is not None else pull.terms
         return layer
 
     def _pieces(self, shift: Shift, start: Tensor | None) -> list[Tensor] | None:
@@ -197,8 +199,11 @@ class LazyPiece:
         shape = (self.layer.out, self.layer.width)
         return vector[self.weight].view(shape), None if self.bias is None else vector[self.bias]
 
-    def copy(self, j: int, out: Tensor) -> None:
-        self.layer.copy(j, *self._views(out))
+    def copy(self, j: int, out: Tensor, a: float = 1.0, terms: Terms = NOTHING) -> None:
+        known, parts = self.layer.beside(j)
+        whole = combined(terms, known, a).values()
+        parts = [*((*self._views(t), c) for t, c in whole), *((w, b, a * u) for w, b, u in parts)]
+        self.layer.copy(j, *self._views(out), a, parts)
 
     def copy_all(self, out: Tensor) -> None:
         for j, vector in enumerate(out):

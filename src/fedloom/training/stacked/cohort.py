@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fedloom.training.request import Training
-from fedloom.training.symbols import Terms, leaf
+from fedloom.training.symbols import Terms as Constants
+from fedloom.training.symbols import leaf
 
 from .fold import NotStackable
 from .perclient import PerClient
-from .rows import Row
+from .rows import NOTHING, Row, Terms, combined, term
 
 
 def built(value: Any) -> Any:
@@ -24,10 +25,15 @@ def built(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Shift:
-    """`start * w_0 + vectors`: a constant of the step. `vectors` is `(k, d)`, one `(1, d)` for all, or None."""
+    """`start * w_0 + vectors`: a constant of the step. `vectors` is `(k, d)`, one `(1, d)` for all, or None.
+
+    Attributes:
+        terms: of each client what its vector is a sum of, where all of that lasts as long as the results.
+    """
 
     start: float = 0.0
     vectors: Tensor | None = None
+    terms: Sequence[Terms] | None = None
 
     def piece(self, span: slice, shape: Sequence[int], start: Tensor | None) -> Tensor | None:
         """Its entries for one parameter, `(k or 1, *shape)`; None where it is zero."""
@@ -73,7 +79,7 @@ class Cohort:
         """What hooks are given, for loss hooks: equal objects once, tensors that differ as PerClient."""
         return {n: merged([r.extras[n] for r in self.requests], PerClient) for n in self.first.extras}
 
-    def shift(self, terms: Terms) -> Shift:
+    def shift(self, terms: Constants) -> Shift:
         """The constant `sum c * vector` of a step, clients side by side."""
         start, shared, own = 0.0, [], []
         for path, c in terms:
@@ -81,23 +87,41 @@ class Cohort:
             if self.start is not None and all(v is self.start for v in values):
                 start += c
             elif all(v is values[0] for v in values):
-                shared.append((built(values[0]), c))
+                shared.append((values, c))
             else:
-                own.append(([built(v) for v in values], c))
+                own.append((values, c))
+        if not (own or shared):
+            return Shift(start)
+        common = None
+        for values, c in shared:
+            v = built(values[0])
+            common = v * c if common is None else common.add_(v, alpha=c)
+        parts = self._parts([*shared, *own])
         if not own:
-            total = None
-            for v, c in shared:
-                total = v * c if total is None else total.add_(v, alpha=c)
-            return Shift(start, None if total is None else total.unsqueeze(0))
+            assert common is not None
+            return Shift(start, common.unsqueeze(0), parts)
         (first, c0), rest = own[0], own[1:]
-        rows = first[0].new_empty(self.k, self.layout.size)
+        rows = self.first.start.new_empty(self.k, self.layout.size)
         for j, row in enumerate(rows):
-            torch.mul(first[j], c0, out=row)
+            if common is None:
+                torch.mul(built(first[j]), c0, out=row)
+            else:
+                torch.add(common, built(first[j]), alpha=c0, out=row)
             for values, c in rest:
-                row.add_(values[j], alpha=c)
-            for v, c in shared:
-                row.add_(v, alpha=c)
-        return Shift(start, rows)
+                row.add_(built(values[j]), alpha=c)
+        return Shift(start, rows, parts)
+
+    def _parts(self, sums: Sequence[tuple[Sequence[Tensor], float]]) -> list[Terms] | None:
+        """Of each client the terms of its vector, if all were given to its job."""
+        out: list[Terms] = []
+        for j, r in enumerate(self.requests):
+            mine: Terms = NOTHING
+            for values, c in sums:
+                if not any(values[j] is g for g in r.given):
+                    return None
+                mine = combined(mine, term(values[j], c))
+            out.append(mine)
+        return out
 
 
 def _same_mask(masks: Sequence[Tensor | None]) -> Tensor | None:

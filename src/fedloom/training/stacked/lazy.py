@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fedloom.training.products import product
 
 from .fold import NotStackable
 from .perclient import PerClient
-from .rows import picked
+from .rows import NOTHING, Terms, combined, picked
 from .weight import GRAPH, once
 
 
@@ -55,6 +55,10 @@ class Coefficients:
         self.u = move.keep * self.u + move.w * w.u + move.shift
 
 
+_Parts: TypeAlias = tuple[Tensor, Tensor | None, float]
+"""A vector's part for a layer's weight and bias, and its factor."""
+
+
 class LazyDense:
     """One dense layer of k clients.
 
@@ -63,12 +67,15 @@ class LazyDense:
         shape: `(out, in)`.
 
     Attributes:
-        w0, b0: the shared start; p, pb: the second vector's pieces, `(n, out, in)` and `(n, out)`, or one `(1, ...)`.
+        w0, b0: pieces of the shared start; `start` is all of it.
+        p, pb: the second vector's pieces, `(n, out, in)` and `(n, out)`, or one `(1, ...)`.
+        sums: for each client what p is the sum of, where that is known.
         inputs: A, `(n, capacity, in)`.
         live, live_p, live_pb: those of the clients that go on.
         r: rows so far.
     """
 
+    start: Terms
     w0: Tensor
     b0: Tensor | None
 
@@ -79,6 +86,7 @@ class LazyDense:
         self.w, self.v = Coefficients(), Coefficients()
         self.p = self.live_p = cast("Tensor | None", None)
         self.pb = self.live_pb = cast("Tensor | None", None)
+        self.sums: Sequence[Terms] | None = None
         self.held: list[tuple[Tensor, Tensor]] = []
         self.k = self.r = 0
         self.stopped: dict[int, tuple[float, float, int]] = {}
@@ -188,17 +196,26 @@ class LazyDense:
     def _state(self, j: int) -> tuple[float, float, int]:
         return self.stopped.get(j, (self.w.s, self.w.u, self.r))
 
-    def copy(self, j: int, weight: Tensor, bias: Tensor | None) -> None:
-        """Write client j's weight `(out, in)` and bias."""
-        s, u, r = self._state(j)
-        c, a = self.w.rows[j, :r], self.inputs[j, :r]
-        torch.add(product(c.t(), a.t()), self.w0, alpha=s, out=weight)
-        if self.p is not None:
-            weight.add_(self.p[j if len(self.p) > 1 else 0], alpha=u)
-        if bias is not None and self.b0 is not None:
-            torch.add(c.sum(0), self.b0, alpha=s, out=bias)
-            if self.pb is not None:
-                bias.add_(self.pb[j if len(self.pb) > 1 else 0], alpha=u)
+    def beside(self, j: int) -> tuple[Terms, list[_Parts]]:
+        """What of client j's weights is no product: a sum of vectors `(d,)`, and what is only known here."""
+        s, u, _ = self._state(j)
+        known = combined(NOTHING, self.start, s)
+        if self.p is None:
+            return known, []
+        mine = j if len(self.p) > 1 else 0
+        if self.sums is not None:
+            return combined(known, self.sums[j], u), []
+        return known, [(self.p[mine], None if self.pb is None else self.pb[mine], u)]
+
+    def copy(self, j: int, weight: Tensor, bias: Tensor | None, a: float, terms: Sequence[_Parts]) -> None:
+        """Write `a * w + terms` of client j: weight `(out, in)` and bias, of which `terms` gives the same parts."""
+        _, _, r = self._state(j)
+        c, x = self.w.rows[j, :r], self.inputs[j, :r]
+        if a != 1:
+            c = c * a
+        _into(weight, product(c.t(), x.t()), [(w, f) for w, _, f in terms])
+        if bias is not None:
+            _into(bias, c.sum(0), [(b, f) for _, b, f in terms if b is not None])
 
     def add(self, weight: Tensor, bias: Tensor | None, js: Sequence[int], weights: Tensor) -> None:
         """`weight += sum_i weights[i] * w[js[i]]`, and the bias: one product for all clients of equal length."""
@@ -237,6 +254,17 @@ class LazyDense:
         for p in (self.p, self.pb):
             ok = ok if p is None else ok + p.sum()
         return bool(torch.isfinite(ok))
+
+
+def _into(out: Tensor, product: Tensor, terms: Sequence[tuple[Tensor, float]]) -> None:
+    """`out = product + terms`."""
+    if not terms:
+        out.copy_(product)
+        return
+    (t, f), *others = terms
+    torch.add(product, t, alpha=f, out=out)
+    for t, f in others:
+        out.add_(t, alpha=f)
 
 
 def _room(old: Tensor, n: int, rank: int, width: int, like: Tensor) -> Tensor:

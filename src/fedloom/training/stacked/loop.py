@@ -76,7 +76,7 @@ def _together(requests: Sequence[Training], twin: Twin, exact: bool = False) -> 
     tracked = _loop(cohort, twin, stepping, exact)
     twin.how = stepping.how
     chunk = twin.chunk = Chunk(stepping.pieces(), cohort.first.start)
-    vectors = chunk.vectors([r.start for r in cohort.requests])
+    vectors = chunk.vectors(cohort.requests)
     out: dict[int, Trained] = {}
     for j, (i, r) in enumerate(zip(cohort.order, cohort.requests)):
         if r.steps == 0:

@@ -1,28 +1,55 @@
 """Results that stay deferred: a trained vector is a row of its chunk, summed without ever being built.
 
-Most trained vectors only enter a sum. A `Row` is a tensor to everybody who looks at it (it is built then), but
-`row - start` is still a row, and `add_rows` adds the rows of a chunk in one product per layer.
+Most trained vectors only enter a sum. A `Row` is a tensor to everybody who looks at it (it is built then), but a
+linear combination of one with vectors its job was given (payload, memory) is still a row, built in one go, where much
+cancels; and `add_rows` adds the rows of a chunk in one product per layer.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+if TYPE_CHECKING:
+    from fedloom.training.request import Training
+
 SHORT = 1 << 13
 """Numbers in a vector up to which putting off an operation costs more than doing it."""
+
+_BLOCK = 1 << 15  # numbers that stay in the nearest cache while many vectors are added to them
+
+Terms: TypeAlias = Mapping[int, tuple[Tensor, float]]
+"""`sum c * t` of vectors t `(d,)`, each under its id."""
+NOTHING: Terms = {}
+
+_CANCELLED = 2.0**-50  # of two coefficients what is left of either where they are meant to be equal
+
+
+def term(t: Tensor, c: float) -> Terms:
+    return {id(t): (t, c)} if c else {}
+
+
+def combined(x: Terms, y: Terms, times: float = 1.0) -> Terms:
+    """`x + times * y`, without what cancels."""
+    out = dict(x)
+    for key, (t, c) in y.items():
+        c, before = times * c, out.pop(key, (t, 0.0))[1]
+        if abs(before + c) > _CANCELLED * max(abs(before), abs(c)):
+            out[key] = t, before + c
+    return out
 
 
 class Piece(Protocol):
     """Some entries of the vectors of a chunk's clients, in whatever form training left them."""
 
-    def copy(self, j: int, out: Tensor) -> None:
-        """Write client j's entries into its vector `(d,)`."""
+    def copy(self, j: int, out: Tensor, a: float = 1.0, terms: Terms = NOTHING) -> None:
+        """Write `a * vector + terms` of client j into these entries of a vector `(d,)`."""
         ...
 
     def copy_all(self, out: Tensor) -> None:
@@ -38,14 +65,25 @@ class Piece(Protocol):
         ...
 
 
+def mix(out: Tensor, x: Tensor, a: float, terms: Terms, span: slice) -> None:
+    """`out = a * x + terms`, all on this span."""
+    out = out[span]
+    if a == 1:
+        out.copy_(x)
+    else:
+        torch.mul(x, a, out=out)
+    for t, c in terms.values():
+        out.add_(t[span], alpha=c)
+
+
 class Shared:
     """Entries that no client changed."""
 
     def __init__(self, start: Tensor, span: slice) -> None:
         self.start, self.span = start, span
 
-    def copy(self, j: int, out: Tensor) -> None:
-        out[self.span] = self.start[self.span]
+    def copy(self, j: int, out: Tensor, a: float = 1.0, terms: Terms = NOTHING) -> None:
+        mix(out, self.start[self.span], a, terms, self.span)
 
     def copy_all(self, out: Tensor) -> None:
         out[:, self.span] = self.start[self.span]
@@ -63,8 +101,8 @@ class Dense:
     def __init__(self, matrix: Tensor, span: slice) -> None:
         self.matrix, self.span = matrix, span
 
-    def copy(self, j: int, out: Tensor) -> None:
-        out[self.span] = self.matrix[j]
+    def copy(self, j: int, out: Tensor, a: float = 1.0, terms: Terms = NOTHING) -> None:
+        mix(out, self.matrix[j], a, terms, self.span)
 
     def copy_all(self, out: Tensor) -> None:
         out[:, self.span] = self.matrix[: len(out)]
@@ -93,20 +131,20 @@ class Chunk:
         self._handles: list[weakref.ref[Handle]] = []
         self._finite: bool | None = None
 
-    def vectors(self, starts: Sequence[Tensor]) -> list[Tensor]:
+    def vectors(self, requests: Sequence[Training]) -> list[Tensor]:
         """The trained vectors of the first clients: deferred, or, where they are short, as they are."""
         if self.size > SHORT:
-            return [self.row(j, start) for j, start in enumerate(starts)]
-        matrix = torch.empty(len(starts), self.size, dtype=self.dtype, device=self.device)
+            return [self.row(j, r) for j, r in enumerate(requests)]
+        matrix = torch.empty(len(requests), self.size, dtype=self.dtype, device=self.device)
         for piece in self.parts():
             piece.copy_all(matrix)
         return [row.clone() for row in matrix.unbind()]  # who keeps one does not keep all
 
-    def row(self, j: int, start: Tensor) -> Row:
+    def row(self, j: int, request: Training) -> Row:
         """Client j's trained vector, deferred."""
-        handle = Handle(self, j)
+        handle = Handle(self, j, request.start, request.given)
         self._handles.append(weakref.ref(handle))
-        return Row(handle, start)
+        return Row(handle)
 
     def parts(self) -> Sequence[Piece]:
         """Raises RuntimeError: the memory belongs to a later chunk by now."""
@@ -117,10 +155,12 @@ class Chunk:
             )
         return self.pieces
 
-    def build(self, j: int) -> Tensor:
+    def build(self, j: int, a: float, terms: Terms) -> Tensor:
+        """`a * vector + terms` of client j."""
         out = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        terms = {k: (_plain(t), c) for k, (t, c) in terms.items()}
         for piece in self.parts():
-            piece.copy(j, out)
+            piece.copy(j, out, a, terms)
         return out
 
     def finite(self) -> bool:
@@ -132,23 +172,55 @@ class Chunk:
         """Build what is still held, and give the memory up."""
         for ref in self._handles:
             if (handle := ref()) is not None:
-                handle.vector()
+                handle.outlive()
         self.pieces = None
 
 
+@dataclass(frozen=True)
+class Built:
+    """`tensor = a * vector + terms`, as long as nobody wrote into it."""
+
+    tensor: Tensor
+    a: float
+    terms: Terms
+    version: int
+
+
 class Handle:
-    """One client's result: in its chunk, or built."""
+    """One client's trained vector: in its chunk, or to be had from something built of it."""
 
-    __slots__ = ("__weakref__", "chunk", "j", "value")
+    __slots__ = ("__weakref__", "_built", "chunk", "given", "j", "start")
 
-    def __init__(self, chunk: Chunk, j: int) -> None:
-        self.chunk, self.j = chunk, j
-        self.value: Tensor | None = None
+    def __init__(self, chunk: Chunk, j: int, start: Tensor, given: tuple[Any, ...]) -> None:
+        self.chunk, self.j, self.start, self.given = chunk, j, start, (start, *given)
+        self._built: Built | None = None
 
-    def vector(self) -> Tensor:
-        if self.value is None:
-            self.value = self.chunk.build(self.j)
-        return self.value
+    def known(self, a: float) -> Built | None:
+        """What was built, where it serves for `a * vector` as exactly as the chunk would."""
+        built, held = self._built, self.chunk.pieces is not None
+        if built and held and (abs(a) > abs(built.a) or built.tensor._version != built.version):
+            return None
+        return built
+
+    def build(self, a: float, terms: Terms) -> Tensor:
+        """`a * vector + terms`."""
+        built = self.known(a)
+        if built is None:
+            out = self.chunk.build(self.j, a, terms)
+            self._built = Built(out, a, terms, out._version)
+            return out
+        if (a, terms) == (built.a, built.terms):
+            return built.tensor
+        ratio = a / built.a
+        out = built.tensor * ratio
+        for t, c in combined(terms, built.terms, -ratio).values():
+            out.add_(_plain(t), alpha=c)
+        return out
+
+    def outlive(self) -> None:
+        """The chunk's memory goes: what is left must do for any multiple."""
+        if self.known(1.0) is None:
+            self.build(1.0, NOTHING)
 
 
 def _plain(x: Any) -> Any:
@@ -156,19 +228,18 @@ def _plain(x: Any) -> Any:
 
 
 class Row(Tensor):
-    """`a * w + b * start` for one trained vector w `(d,)`: a tensor that is built when something needs its numbers."""
+    """`a * vector + terms` for one trained vector `(d,)`: a tensor that is built when something needs its numbers."""
 
     _handle: Handle
-    _start: Tensor
     _a: float
-    _b: float
+    _terms: Terms
     _built: Tensor | None
 
     @staticmethod
-    def __new__(cls, handle: Handle, start: Tensor, a: float = 1.0, b: float = 0.0) -> Row:
+    def __new__(cls, handle: Handle, a: float = 1.0, terms: Terms = NOTHING) -> Row:
         c = handle.chunk
         row = Tensor._make_wrapper_subclass(cls, (c.size,), dtype=c.dtype, device=c.device)  # type: ignore[attr-defined]
-        row._handle, row._start, row._a, row._b, row._built = handle, start, a, b, None
+        row._handle, row._a, row._terms, row._built = handle, a, terms, None
         return row
 
     def __init__(self, *_: Any) -> None:
@@ -177,24 +248,15 @@ class Row(Tensor):
     def build(self) -> Tensor:
         """The numbers, as an ordinary tensor of its own memory."""
         if self._built is None:
-            self._built = self._combined(self._handle.vector())
+            self._built = self._handle.build(self._a, self._terms)
         return self._built
-
-    def _combined(self, w: Tensor) -> Tensor:
-        a, b = self._a, self._b
-        if b == 0:
-            return w if a == 1 else w * a
-        if a == 0:
-            return _plain(self._start) * b
-        out = torch.add(w, _plain(self._start), alpha=b / a)
-        return out if a == 1 else out.mul_(a)
 
     def deferred(self) -> bool:
         """Whether the chunk still holds it, so that `add_rows` need not build it."""
         return self._built is None and self._handle.chunk.pieces is not None
 
-    def _scaled(self, factor: float, shift: float = 0.0) -> Row:
-        return Row(self._handle, self._start, self._a * factor, self._b * factor + shift)
+    def _scaled(self, factor: float) -> Row:
+        return Row(self._handle, self._a * factor, {k: (t, c * factor) for k, (t, c) in self._terms.items()})
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -247,30 +309,45 @@ def _number(x: object) -> bool:
     return isinstance(x, int | float)
 
 
+def _waits(x: Any) -> TypeGuard[Row]:
+    return isinstance(x, Row) and x._built is None
+
+
+def _plus(x: Any, y: Any, sign: float = 1.0) -> Any:
+    """`x + sign * y` of a row and a row of the same client, or a vector its job was given."""
+    if not _waits(x):
+        return _plus(y, x, sign)._scaled(sign) if _waits(y) and _goes_with(y, x) else None
+    if _waits(y) and y._handle is x._handle and x._a + sign * y._a:
+        return Row(x._handle, x._a + sign * y._a, combined(x._terms, y._terms, sign))
+    return Row(x._handle, x._a, combined(x._terms, term(y, sign))) if _goes_with(x, y) else None
+
+
+def _goes_with(row: Row, t: Any) -> bool:
+    return any(t is mine for mine in row._handle.given)
+
+
 def _minus(x: Any, y: Any) -> Any:
-    if isinstance(x, Row) and x._built is None and y is x._start:
-        return x._scaled(1.0, -1.0)
-    if isinstance(y, Row) and y._built is None and x is y._start:
-        return y._scaled(-1.0, 1.0)
-    return None
+    return _plus(x, y, -1.0)
 
 
 def _times(x: Any, y: Any) -> Any:
     row, factor = (x, y) if isinstance(x, Row) else (y, x)
-    return row._scaled(float(factor)) if _number(factor) and row._built is None else None
+    return row._scaled(float(factor)) if _number(factor) and _waits(row) and factor else None
 
 
 def _over(x: Any, y: Any) -> Any:
-    return x._scaled(1.0 / y) if isinstance(x, Row) and _number(y) and y != 0 and x._built is None else None
+    return x._scaled(1.0 / y) if _waits(x) and _number(y) and y else None
 
 
 def _all_finite(x: Any) -> Any:
-    if x._built is None and x._handle.chunk.pieces is not None and x._handle.chunk.finite():
+    looked = all(t is x._handle.start for t, _ in x._terms.values())
+    if looked and x._built is None and x._handle.chunk.pieces is not None and x._handle.chunk.finite():
         return torch.ones((), dtype=torch.bool, device=x.device).expand(x.shape)
     return None
 
 
 _STILL_ROWS = {
+    **dict.fromkeys((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add), _plus),
     **dict.fromkeys((Tensor.sub, Tensor.__sub__, torch.sub), _minus),
     **dict.fromkeys((Tensor.__rsub__,), lambda x, y: _minus(y, x)),
     **dict.fromkeys((Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul), _times),
@@ -290,25 +367,32 @@ def add_rows(acc: Tensor, rows: Sequence[Tensor], weights: Sequence[float]) -> N
         weights: one number each.
     """
     chunks: dict[int, tuple[Chunk, list[int], list[float]]] = {}
-    starts: dict[int, tuple[Tensor, float]] = {}
+    plain: list[tuple[Tensor, float]] = []
+    terms: Terms = NOTHING
     for row, weight in zip(rows, weights):
-        if not isinstance(row, Row) or row._built is not None:
-            acc.add_(_plain(row), alpha=weight)
+        if not _waits(row):
+            plain.append((_plain(row), weight))
             continue
-        chunk = row._handle.chunk
-        if row._handle.value is not None or chunk.pieces is None:  # adding what is there is cheaper than a product
-            acc.add_(row._handle.vector(), alpha=weight * row._a)
+        handle, a = row._handle, weight * row._a
+        terms = combined(terms, row._terms, weight)
+        if built := handle.known(row._a):  # adding what is there is cheaper than a product
+            plain.append((built.tensor, a / built.a))
+            terms = combined(terms, built.terms, -a / built.a)
         else:
-            _, js, factors = chunks.setdefault(id(chunk), (chunk, [], []))
-            js.append(row._handle.j)
-            factors.append(weight * row._a)
-        if row._b:
-            start, total = starts.get(id(row._start), (row._start, 0.0))
-            starts[id(row._start)] = (start, total + weight * row._b)
+            _, js, factors = chunks.setdefault(id(handle.chunk), (handle.chunk, [], []))
+            js.append(handle.j)
+            factors.append(a)
     for chunk, js, factors in chunks.values():
         order = sorted(range(len(js)), key=js.__getitem__)
         t = torch.tensor([factors[i] for i in order], dtype=acc.dtype, device=acc.device)
         for piece in chunk.parts():
             piece.add(acc, [js[i] for i in order], t)
-    for start, total in starts.values():
-        acc.add_(_plain(start), alpha=total)
+    _add_all(acc, [*plain, *((_plain(t), c) for t, c in terms.values())])
+
+
+def _add_all(acc: Tensor, terms: Sequence[tuple[Tensor, float]]) -> None:
+    """`acc += sum c * t`, block by block, so that `acc` is read and written in cache however many there are."""
+    for at in range(0, len(acc), _BLOCK):
+        here = acc[at : at + _BLOCK]
+        for t, c in terms:
+            here.add_(t[at : at + _BLOCK], alpha=c)

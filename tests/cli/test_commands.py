@@ -323,3 +323,10 @@ def test_a_cluster_without_its_package_is_refused_before_the_first_round(capsys,
     assert code == 2
     assert "fedloom[ray]" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_comparison_is_refused_before_its_first_run(capsys, tmp_path: Path):
+    code, _, err = ran(capsys, "compare", "fedavg", "fedmd", *QUICK, "-o", str(tmp_path / "c"))
+    assert code == 2
+    assert "--public 0.1" in err
+    assert not (tmp_path / "c").exists()

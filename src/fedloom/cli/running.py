@@ -202,8 +202,11 @@ def _compare(plans: list[tuple[str, Recipe]], seeds: int, place: Path, console: 
 
     from .progress import watching
 
-    for _, recipe in plans:  # refuse what cannot be before the first run, not after the third
+    for _, recipe in plans:  # names first: they cost nothing
         recipe.method_object()
+    data = plans[0][1].federation()
+    for _, recipe in plans:  # refuse what cannot be before the first run, not after the third
+        recipe.experiment(federation=data.to("cpu", recipe.numbers())).plan()
     records: dict[str, list[Record]] = {label: [] for label, _ in plans}
     with watching(console) as watch:
         for k in range(seeds):

@@ -22,6 +22,8 @@ from fedloom.method import Method, method_named
 from .options import Scalar, configure, listing, written
 
 if TYPE_CHECKING:
+    import torch
+
     from fedloom.channel.stage import Stage
     from fedloom.data.federation import Federation
     from fedloom.timing.world import World
@@ -171,6 +173,15 @@ class Recipe(BaseModel):
                 raise ConfigError(f"given both --{name} {value} and --world {name}={self.world[name]}")
         return configure(World, {**self.world, **named}, "world")
 
+    def numbers(self) -> torch.dtype:
+        """The type of the weights, and of samples that are not whole numbers."""
+        import torch
+
+        dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+        if self.dtype not in dtypes:
+            raise unknown("dtype", self.dtype, dtypes)
+        return dtypes[self.dtype]
+
     def stages(self) -> tuple[Stage, ...]:
         """The channel's stages in order."""
         from fedloom.channel.parse import parse_stage
@@ -201,18 +212,14 @@ class Recipe(BaseModel):
             federation: these clients, instead of those the recipe names; `info["task"]` says what is learned.
             **options: further arguments of `Experiment` (observers, checkpoint_seconds).
         """
-        import torch
-
         from fedloom.task import task_for
 
         from .experiment import Experiment
 
         method, stages = self.method_object(), self.stages()  # refused before any data is read
+        dtype = self.numbers()
         cluster = Cluster(self.address, self.worker_cpus, self.worker_gpus)
-        dtypes = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-        if self.dtype not in dtypes:
-            raise unknown("dtype", self.dtype, dtypes)
-        federation = federation or self.federation().to("cpu", dtypes[self.dtype])
+        federation = federation or self.federation().to("cpu", dtype)
         model = self.model or network_for(federation)
         several = {spec: spec for spec in model.split("+")}
         return Experiment(
@@ -225,7 +232,7 @@ class Recipe(BaseModel):
             workers=self.workers,
             cluster=cluster if self.engine == "ray" or cluster != Cluster() else None,
             device=self.device,
-            dtype=dtypes[self.dtype],
+            dtype=dtype,
             channel=stages,
             world=self.world_object(),
             evaluate_every=self.evaluate_every,

@@ -32,6 +32,7 @@ def test_a_run_prints_its_summary_alone_and_leaves_a_folder(capsys, tmp_path: Pa
     summary = json.loads(printed)
     assert code == 0
     assert summary["method"] == "fedavg"
+    assert summary["engine"] == "sequential"
     assert summary["rounds"] == 3
     assert summary["hyperparameters"]["solver"]["lr"] == 0.05
     assert summary == json.loads((out / "summary.json").read_text())

@@ -32,7 +32,7 @@ class Watch:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["event"] == "note":
-            self._console.print(f"{self._label}: {event['text']}", markup=False, highlight=False)
+            self._console.print(f"{self._label}: {event['text']}", markup=False, highlight=False, soft_wrap=True)
         if self._progress is None or self._line is None:
             return
         if event["event"] == "start":

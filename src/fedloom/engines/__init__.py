@@ -54,7 +54,7 @@ def make(
     if name == "debug":
         return Debug(plan, answer)
     if name == "sequential":
-        return Local(plan, Trainer("plain", chosen), 1, answer)
+        return Local(plan, Trainer("plain", chosen), 1, answer, name="sequential")
     if name == "stacked":
         return Local(plan, Trainer("stacked", chosen), 1, answer)
     cores = os.cpu_count() or 1

@@ -138,16 +138,12 @@ class _Stream:
 
     def _index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
-        out = torch.empty(t1 - t0, active, self.width, dtype=torch.int64)
-        for j in range(active):
-            mine = self.schedules[j].index[t0 : min(t1, counts[j])]
-            s, b = mine.shape
-            torch.add(mine, self.offsets[j], out=out[:s, j, :b])
-            if b < self.width:
-                out[:s, j, b:] = self.offsets[j]
-            if s < t1 - t0:
-                out[s:, j] = self.offsets[j]
-        return out.view(t1 - t0, -1).to(self.device)
+        out = np.empty((t1 - t0, active, self.width), dtype=np.int64)
+        out[:] = np.array(self.offsets[:active])[:, None]
+        for j, (schedule, end) in enumerate(zip(self.schedules[:active], counts)):
+            mine = schedule.index[t0 : min(t1, end)].numpy()
+            out[: len(mine), j, : mine.shape[1]] += mine
+        return torch.from_numpy(out).view(t1 - t0, -1).to(self.device)
 
     def _seeds(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor | None:
         """`(t1 - t0, active * width)`; None where every batch is full."""

@@ -40,6 +40,15 @@ def dumps(value: Value) -> bytes:
     return b"".join(pieces(value))
 
 
+def can_be_written(value: Any) -> bool:
+    """Whether `dumps` takes it."""
+    try:
+        _tree(value, {}, {})
+    except MessageError:
+        return False
+    return True
+
+
 def pieces(value: Value) -> list[bytes | memoryview]:
     """The bytes of `dumps` one after the other, tensors where they lie: nothing is in memory twice."""
     tensors: dict[str, Tensor] = {}

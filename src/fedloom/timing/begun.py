@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.client import Ask, Query
 from fedloom.engines.turn import Turn
 from fedloom.training.request import Trained, Training
+from fedloom.written import can_be_written
 
 from .posted import Posted
 
@@ -21,21 +22,22 @@ class Begun(Turn):
 
     Attributes:
         since: when it began to wait for what it waits for.
-        ahead: what the training it waits for comes to, computed early, and after how many steps.
+        failed: what the training it waits for failed with, computed early, and after how many steps; or what it came
+            to, where that cannot be saved.
         waiting: the answer to its question that is on its way to it, as a tuple of one.
     """
 
     def __init__(self, plan: Plan, posted: Posted, since: float) -> None:
         super().__init__(plan, posted)
         self.posted, self.since = posted, since
-        self.ahead: tuple[Trained | Exception, int] | None = None
+        self.failed: tuple[Trained | Exception, int] | None = None
         self.waiting: Any = None
 
     def go_on(self, value: Any, now: float) -> float:
         """The program goes on with what it waited for, up to the next thing that waits for the clock; the seconds of
         its queries on the way."""
         before = self.outcome.queried
-        self.ahead = None
+        self.failed = self.posted.ahead = None
         if isinstance(value, Exception):
             self.fail(value)
         elif isinstance(self.request, Ask):
@@ -67,16 +69,29 @@ class Begun(Turn):
         elapsed = max(0.0, posted.cut - self.since)
         return self.plan.world.steps_in(posted.id, posted.key, len(posted.answers), work, elapsed)
 
+    @property
+    def ahead(self) -> tuple[Trained | Exception, int] | None:
+        """What the training it waits for comes to, if computed early, and after how many steps."""
+        return self.posted.ahead or self.failed
+
+    @ahead.setter
+    def ahead(self, found: tuple[Trained | Exception, int]) -> None:
+        result, steps = found
+        if isinstance(result, Trained) and can_be_written(result.carry):
+            self.posted.ahead, self.failed = (result, steps), None
+        else:
+            self.posted.ahead, self.failed = None, found
+
     def catch_up(self, engine: Engine) -> None:
         """Run the program again over the answers it had."""
-        posted, heard = self.posted, self.posted.heard
+        posted, heard, ahead = self.posted, self.posted.heard, self.posted.ahead
         self.go_on(None, self.since)
         for when, kind, answer in posted.answers[:heard]:
-            if kind == "train":
+            if kind == "train" and isinstance(answer, int):
                 assert isinstance(self.request, Training)
                 answer = computed([shortened(self.request, answer)], engine)[0]
             self.go_on(answer, when)
-        posted.heard = heard
+        posted.heard, posted.ahead = heard, ahead
         for _, _, answer in posted.answers[heard:]:
             self.waiting = (answer,)
 

@@ -196,9 +196,10 @@ class Dispatch:
             if live.ahead is None or live.ahead[1] != steps:
                 self._compute(live, horizon)
             assert live.ahead is not None
-            posted.answers += ((now, "train", steps),)
+            result, kept = live.ahead[0], posted.ahead
+            posted.answers += ((now, "train", kept[0] if kept else steps),)
             posted.worked += now - live.since
-            self._advance(live, live.ahead[0], now)
+            self._advance(live, result, now)
         elif live.waiting is None:  # a question arrives: answered from what is committed now
             assert isinstance(request, Ask)
             back = now + self.host.plan.world.link(posted.id).latency
@@ -276,7 +277,7 @@ class Dispatch:
         self.host.charge(outcome.asked)
         posted.reply, posted.pending = live.result, outcome.memory
         posted.booked, posted.nbytes = outcome.booked, outcome.nbytes
-        posted.ended = now
+        posted.ended, posted.answers = now, ()
         if not self._cells.enter(posted, now, self.host.clock.now):
             self._at(posted, now + self.host.plan.world.upload(posted.id, outcome.nbytes))
         if outcome.outbox:

@@ -8,11 +8,14 @@ from typing import Any
 
 from fedloom.engines.base import Job
 from fedloom.message import Message
+from fedloom.training.request import Trained
 from fedloom.written import record
 
 from .sharing import Way
 
 NEVER = math.inf
+
+record(Trained)
 
 
 @record
@@ -26,8 +29,11 @@ class Posted(Job):
     Attributes:
         sent: when; `arrive` when it reaches its client; `due` the time of its next event.
         cut: training running at that time stops there.
-        answers: (time, kind, answer) of every finished await: steps of a training, the answer to a question; the
-            program has had the first `heard` of them, one may still be on its way to it.
+        answers: (time, kind, answer) of every finished await: what a training came to (the steps of one that cannot be
+            saved), the answer to a question; the program has had the first `heard` of them, one may still be on its
+            way to it. None are kept once it has ended.
+        ahead: what the training it waits for comes to, computed early, and after how many steps. Whom it was computed
+            with decides its last bits, so it is not computed again.
         weight: name of the number in the reply that must be fit to weight it by, None for none.
         reply: what it returned, None before.
         reached: when its download was done, None while it lasts; `hold` how long it then waits at its client.
@@ -43,6 +49,7 @@ class Posted(Job):
     cut: float | None = None
     answers: tuple[tuple[float, str, Any], ...] = ()
     heard: int = 0
+    ahead: tuple[Trained, int] | None = None
     weight: str | None = None
     reply: Message | None = None
     pending: dict[str, Any] | None = None

@@ -89,6 +89,14 @@ def test_what_is_shared_is_like_the_clients_samples_however_they_come():
         Federation.from_clients([(X[:2], ["a", "b"])])
 
 
+def test_the_servers_own_samples_may_say_more_and_not_less():
+    table, offsets = Data(x=torch.zeros(4, 2), y=torch.tensor([0, 1, 0, 1])), np.array([0, 2, 4])
+    more = Federation.from_offsets(table, offsets, validation=table.replace(cluster=table.y))
+    assert set(more.validation) == {"x", "y", "cluster"}
+    with pytest.raises(DataError, match="validation: samples have"):
+        Federation.from_offsets(table, offsets, validation=table.replace(x=torch.zeros(4, 3)))
+
+
 def test_a_client_that_cannot_be_made_is_named():
     fed = Federation.generated(4, 3, lambda id: Data(x=torch.ones(3, 1) / (id - 2 or [])))
     with pytest.raises(DataError, match=r"client 2: make\(2\) raised TypeError: .*") as raised:

@@ -94,7 +94,8 @@ def from_offsets(
     shared = _shared(classes, test=test, public=public, validation=validation)
     for key in ("test", "validation"):
         if (part := shared[key]) is not None:
-            same_shape(table, part, key)
+            shared_fields = {field: values for field, values in part.items() if field in table}
+            same_shape(table, Data(**shared_fields), key)  # the server's own samples may say more
     return cls(
         population,
         **shared,

@@ -23,6 +23,8 @@ from .vector import Layout
 _BUFFER_RULES = ("vector", "batch", "frozen")
 _Norm = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
 """What every layer that keeps running statistics is; PyTorch has no public name for it."""
+_outside: Any = torch._C._DisableFuncTorch  # pyright: ignore[reportPrivateUsage]
+"""Outside of all of torch.func's transforms; PyTorch has no public name for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +269,8 @@ class _Shared:
         if made is None:
             made = self.local.made = {}
         if training not in made:
-            made[training] = twin(self.module, self.rule, hollow=True).train(training)
+            with _outside():  # a copy made amid a derivative would be of that derivative alone
+                made[training] = twin(self.module, self.rule, hollow=True).train(training)
             freeze_norms(made[training], self.rule)
         return made[training]
 

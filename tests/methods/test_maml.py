@@ -10,8 +10,10 @@ import torch
 from worked import SIZES, START, X, Y, cohort, gradient, run, same
 
 import fedloom as fl
+from fedloom.errors import NotSupported
 from fedloom.keyed import generator
 from fedloom.methods.personalisation.maml import exact, on_query
+from fedloom.testing import tiny_federation
 from fedloom.testing.problems import quadratics
 
 METHOD = fl.Maml(cohort=3, inner_lr=0.3, inner_steps=2, support=0.4, server_lr=0.8, anneal=5)
@@ -112,3 +114,20 @@ def test_the_gradient_is_the_slope_of_the_loss_after_adapting():
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(fl.FedloomError):
         fl.Maml(**wrong)
+
+
+def normed(rule):
+    task = fl.Classification(model="cnn-bn:width=0.25,depth=1", buffers=rule)
+    return task, tiny_federation()
+
+
+def test_running_statistics_in_the_vector_are_refused():
+    with pytest.raises(NotSupported, match=r"buffers='batch' or 'frozen'.*second_order=False"):
+        fl.run(fl.Maml(cohort=2), *normed("vector"), rounds=1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", ["batch", "frozen"])
+def test_batch_normalisation_can_be_differentiated_twice(rule):
+    """The pure network is first made in the middle of a derivative, and must outlive it."""
+    got = fl.run(fl.Maml(cohort=2), *normed(rule), rounds=3, engine="sequential", dtype=torch.float64)
+    assert bool(got.params.isfinite().all())

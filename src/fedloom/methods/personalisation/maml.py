@@ -20,13 +20,14 @@ from torch import Tensor
 
 from fedloom.card import Card
 from fedloom.client import Client
+from fedloom.clients import Clients
 from fedloom.data import Data
-from fedloom.errors import ConfigError
+from fedloom.errors import ConfigError, NotSupported
 from fedloom.message import Message
 from fedloom.method import register
 from fedloom.training import SGD, Solver
 
-from .meta import Meta
+from .meta import Meta, MetaState
 
 ALL = 1 << 30
 """A batch of all there is."""
@@ -99,6 +100,15 @@ class Maml(Meta):
                 f"Maml(inner_lr={self.inner_lr}, inner_steps={self.inner_steps}, support={self.support}) cannot be: "
                 f"inner_lr > 0, inner_steps >= 0, 0 < support < 1"
             )
+
+    def start(self, clients: Clients, before: MetaState | None = None) -> MetaState:
+        if self.second_order and clients.model.layout.trainable < clients.model.layout.size:
+            raise NotSupported(
+                "MAML differentiates through its inner steps, which leave running statistics as they were, so they "
+                "cannot be in the vector (buffers='vector'). Use buffers='batch' or 'frozen', a network that "
+                "normalises each sample by itself (nn.GroupNorm), or Maml(second_order=False)"
+            )
+        return super().start(clients, before)
 
     def alone(self, steps: int) -> Solver:
         return SGD(lr=self.inner_lr, steps=steps, batch_size=ALL)

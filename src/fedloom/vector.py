@@ -71,6 +71,21 @@ class Layout:
             return moved
         return torch.cat([moved[: self.trainable], mean[self.trainable :]])
 
+    def mean_statistics(
+        self, moved: Tensor, before: Tensor, models: Iterable[Tensor], shares: Iterable[float]
+    ) -> Tensor:
+        """`moved` `(d,)` with running statistics between those of `before` and of `models`, all `(d,)`.
+
+        From `before` they go towards each model by its share, >= 0, and by less where shares add up to more than 1. So
+        they remain a mean, whatever the weights of a step and however old what its clients began with.
+        """
+        if self.trainable == self.size:
+            return moved
+        old, weights = before[self.trainable :], list(shares)
+        whole = max(1.0, sum(weights))
+        ways = [share / whole * (model[self.trainable :] - old) for model, share in zip(models, weights)]
+        return torch.cat([moved[: self.trainable], sum(ways, old)])
+
     def where(self, *patterns: str) -> Tensor:
         """Boolean `(d,)`: entries of the pieces whose name matches any shell pattern (`"*.bias"`, `"head.*"`).
 

@@ -56,14 +56,55 @@ def test_statistics_become_the_mean_of_those_of_the_cohort(method):
     assert not torch.equal(got.params[: layout.trainable], begun[: layout.trainable])
 
 
-def test_stale_statistics_do_not_add_up_past_what_clients_saw():
-    """Three clients start from x and return one after the other: three times the whole way would lead past them."""
-    method = fl.FedBuff(concurrency=3, buffer=1, solver=SGD)
-    got, heard = overheard(method, TASK, federation(), rounds=6, world=fl.World(spread=0.5))
+BETWEEN = [
+    fl.FedBuff(concurrency=3, buffer=1, solver=SGD),  # three start from x and return one after the other
+    fl.FedFix(interval=0.07, solver=SGD),
+    fl.FedCompass(least=6, most=12, solver=SGD),
+    fl.GiUnstale(cohort=2, period=0.05, solver=fl.SGD(lr=0.05, epochs=6, batch_size=3), search=1),
+    fl.Favano(cohort=1, period=0.005, solver=fl.SGD(lr=0.05, steps=12, batch_size=3)),
+    fl.Mifa(solver=SGD),
+    fl.FedVarp(cohort=1, solver=SGD),
+    fl.FedStale(cohort=1, solver=SGD),
+    fl.InverseAvailability(cohort=1, solver=SGD),
+    fl.F3ast(cohort=1, beta=0.5, solver=SGD),
+    fl.CaFed(solver=SGD),
+    fl.FedRef(inner=fl.FedAvg(cohort=1, solver=SGD), pull=1.0, window=2, threshold=None),
+    fl.EF14(cohort=2, solver=SGD),
+    fl.EF21(cohort=2, solver=SGD),
+    fl.EF21SGDM(cohort=2, solver=SGD),
+    fl.EControl(cohort=2, solver=SGD),
+    fl.Scallion(cohort=2, solver=SGD),
+    fl.Scafcom(cohort=2, solver=SGD),
+]
+
+
+@pytest.mark.parametrize("method", BETWEEN, ids=lambda m: m.card.id)
+def test_statistics_do_not_lead_past_what_clients_saw(method):
+    """Differences that are stale, remembered, compressed or weighed by more than 1 would add up beyond all of them."""
+    world = fl.World(spread=0.5, present=0.6)
+    got, heard = overheard(method, TASK, federation(), rounds=12, world=world)
     t = got.plan.model.layout.trainable
-    seen = [got.plan.model.initial(), *(h.payload.params + h.reply.delta for h in heard)]
-    least, most = torch.stack([v[t:] for v in seen]).aminmax(dim=0)
-    assert bool(((least <= got.params[t:]) & (got.params[t:] <= most)).all())
+    answered = [h for h in heard if h.reply is not None]
+    ways = [h.reply.statistics if "statistics" in h.reply else h.reply.delta[t:] for h in answered]
+    seen = [got.plan.model.initial()[t:], *(h.payload.params[t:] + way for h, way in zip(answered, ways))]
+    least, most = torch.stack(seen).aminmax(dim=0)
+    sent = [h.payload.params[t:] for h in heard]
+    for statistics in (*sent, *([got.params[t:]] if hasattr(got.state, "params") else [])):
+        assert bool(((least - 1e-9 <= statistics) & (statistics <= most + 1e-9)).all())
+    assert len(sent) > 4
+    assert not torch.equal(sent[-1], seen[0])
+
+
+def test_statistics_go_towards_models_by_their_shares_and_not_beyond():
+    layout = fl.Model(Normed(), buffers="vector").layout
+    before, model, other = (torch.full((layout.size,), x) for x in (1.0, 3.0, 7.0))
+    moved, t = torch.zeros(layout.size), layout.trainable
+    for shares, expected in (((0.25, 0.5), 1 + 0.25 * 2 + 0.5 * 6), ((1.0, 3.0), 1 + 0.25 * 2 + 0.75 * 6), ((), 1.0)):
+        got = layout.mean_statistics(moved, before, iter([model, other][: len(shares)]), iter(shares))
+        assert not got[:t].any()
+        torch.testing.assert_close(got[t:], torch.full((layout.size - t,), expected))
+    plain = fl.Model(Normed(), buffers="batch").layout
+    assert plain.mean_statistics(moved, before, iter([model]), iter([1.0])).data_ptr() == moved.data_ptr()
 
 
 def test_a_vector_keeps_the_statistics_of_another():

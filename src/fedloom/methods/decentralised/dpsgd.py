@@ -4,7 +4,8 @@
 
 The gradient is taken at x_i, not at the mixed point, so the two can go on side by side. W is doubly stochastic over a
 graph: the mean of the nodes moves by -lr times the mean gradient. No server: bytes are those of the edges, each step.
-Kept at a node between rounds: sum_j W_ij x_j and the step -lr g_i that is still to be added to it.
+Running statistics are mixed as the step left them. Kept at a node between rounds: sum_j W_ij x_j and the step -lr g_i
+that is still to be added to it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class DPSGD(Gossip):
     async def local(self, client: Client) -> None:
         x = await self.personalise(client)
         out = await client.train(x, solver=self.solver)
-        client.memory["params"], client.memory["step"] = x, out.vector - x
+        mixes = client.model.layout.keep_statistics(x, out.vector)
+        client.memory["params"], client.memory["step"] = mixes, out.vector - mixes
 
     async def personalise(self, client: Client) -> Tensor:
         mixed = await super().personalise(client)

@@ -51,4 +51,5 @@ class AdaFed(InverseAvailability):
 
     def combined(self, clients: Clients, cohort: Cohort, shares: dict[int, float], params: Tensor) -> Message:
         """The mean of updates weighed by shares."""
-        return clients.mean(self.local, cohort, weight="share", each=given(shares), params=params)
+        got = clients.mean(self.local, cohort, weight="share", each=given(shares), params=params)
+        return got.replace(weight=1.0)

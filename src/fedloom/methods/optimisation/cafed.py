@@ -120,7 +120,9 @@ class CaFed(Method):
         step = torch.zeros_like(state.params)
         for k, r in zip(rows, got):
             step = step + float(q[k]) * r.delta
-        return CaFedState(state.params + self.server_lr * step, activity, state.targets, losses)
+        params, models = state.params + self.server_lr * step, (state.params + r.delta for r in got)
+        params = clients.model.layout.mean_statistics(params, state.params, models, q[rows].tolist())
+        return CaFedState(params, activity, state.targets, losses)
 
     def heard(self, losses: Tensor | None, n: int, rows: Sequence[int], told: Tensor) -> Tensor:
         """F `(n,)` with the losses of those that are there; in the first round the others have their mean."""

@@ -22,6 +22,7 @@ from fedloom.method import register
 from fedloom.vector import zeros
 
 from .feedback import Feedback, FeedbackState
+from .packing import moved
 
 
 @register
@@ -61,4 +62,6 @@ class EF14(Feedback):
 
     def round(self, state: FeedbackState, clients: Clients) -> FeedbackState:
         got = clients.mean(self.local, clients.sample(self.cohort), weight=1, params=state.params)
-        return FeedbackState(state.params - self.server_lr * got.work * got.sent) if got.count else state
+        if got.count == 0:
+            return state
+        return FeedbackState(moved(state.params, -self.server_lr * got.work * got.sent, got))

@@ -89,5 +89,7 @@ class F3ast(Shares):
         chosen = torch.zeros_like(state.rates)
         chosen[[position[i] for i in cohort]] = 1.0
         rates = (1 - self.beta) * state.rates + self.beta * chosen
-        params = state.params + self.server_lr * got.delta if got.count else state.params
-        return replace(state, params=params, rates=rates)
+        if got.count == 0:
+            return replace(state, rates=rates)
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta / max(1.0, got.weight)
+        return replace(state, params=clients.model.layout.keep_statistics(params, mean), rates=rates)

@@ -110,7 +110,8 @@ class FedRef(Wrapping):
         if len(state.past) == self.window and self.rose(loss, state.loss):
             ref = recent(state.past)
             before = ref if state.reference is None else state.reference
-            x = x - self.pull * ((x - state.params) - (ref - before))
+            drawn = x - self.pull * ((x - state.params) - (ref - before))
+            x = clients.model.layout.keep_statistics(drawn, x)
             inner = with_params(inner, x)
         return FedRefState(inner, (*state.past, x)[-self.window :], ref, loss)
 

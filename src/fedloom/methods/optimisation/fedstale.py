@@ -5,7 +5,7 @@
 
 p_i is a client's chance to take part: the share of rounds it has been there in so far, times its chance to be drawn.
 beta = 0 weighs by inverse availability, beta = 1 with a_i = 1/N is FedVARP: Delta = (1 - beta) Delta_0 + beta Delta_1.
-An empty cohort still moves x by beta sum a_j h_j.
+An empty cohort still moves x by beta sum a_j h_j. Running statistics are averaged over S, by a_i / p_i.
 Sent: x down, y_i - x up. Kept at clients: nothing; at the server h_i of every client, 4d bytes each.
 """
 
@@ -98,9 +98,11 @@ class FedStale(Method):
         got = clients.map(self.local, cohort, params=state.params)
 
         a, pi = state.targets, activity.frequency(self.floor)
+        shares = {i: float(a[position[i]] / pi[position[i]]) / chance(cohort, i) for i in got.ids}
         delta = self.beta * old.mean
         for r in got:
-            k = position[r.id]
-            delta = delta + float(a[k] / pi[k]) / chance(cohort, r.id) * (r.delta - self.beta * old.get(r.id))
+            delta = delta + shares[r.id] * (r.delta - self.beta * old.get(r.id))
         updates = old.heard(got, {i: float(a[position[i]]) for i in got.ids})
-        return FedStaleState(state.params + self.server_lr * delta, updates, activity, a)
+        params, models = state.params + self.server_lr * delta, (state.params + r.delta for r in got)
+        params = clients.model.layout.mean_statistics(params, state.params, models, shares.values())
+        return FedStaleState(params, updates, activity, a)

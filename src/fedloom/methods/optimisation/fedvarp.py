@@ -4,7 +4,8 @@
     x   <- x + server_lr * Delta;    h_i <- Delta_i for i in S
 
 The noise of partial participation is that of what changed since clients were last heard; with everybody in the cohort
-it is FedAvg. Sent: x down, y_i - x up. Kept at clients: nothing; at the server h_i of every client, 4d bytes each.
+it is FedAvg. Running statistics are averaged over S.
+Sent: x down, y_i - x up. Kept at clients: nothing; at the server h_i of every client, 4d bytes each.
 """
 
 from __future__ import annotations
@@ -71,4 +72,6 @@ class FedVarp(Method):
         if got:
             delta = delta + torch.stack([r.delta - old.get(r.id) for r in got]).mean(0)
         updates = old.heard(got, dict.fromkeys(got.ids, 1 / len(clients.ids)))
-        return FedVarpState(state.params + self.server_lr * delta, updates)
+        params, models = state.params + self.server_lr * delta, (state.params + r.delta for r in got)
+        params = clients.model.layout.mean_statistics(params, state.params, models, (1 / len(got) for _ in got))
+        return FedVarpState(params, updates)

@@ -14,7 +14,7 @@ from fedloom.clients import Clients
 from fedloom.message import Message, Packed
 from fedloom.method import State
 
-from .packing import Packing, mean_gradient
+from .packing import Packing, mean_gradient, moved, statistics, weights
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FeedbackState(State):
 
 @dataclass(frozen=True)
 class ShiftedState(FeedbackState):
-    """And shift: h, the mean of all clients' shifts h_i `(d,)`."""
+    """And shift: h, the mean of all clients' shifts h_i `(t,)`."""
 
     shift: Tensor
 
@@ -44,8 +44,9 @@ class Feedback(Packing):
 
     async def local(self, client: Client, params: Tensor) -> Message:
         out = await client.train(params, solver=self.solver)
-        sent = self.reply(client.memory, mean_gradient(params, out), client.rng("compress"))
-        return Message(sent=sent, work=out.steps * out.lr)
+        layout, rng = client.model.layout, client.rng("compress")
+        sent = self.reply(client.memory, weights(mean_gradient(params, out), layout), rng)
+        return Message(sent=sent, work=out.steps * out.lr, **statistics(out.vector - params, layout))
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Shifted(Feedback):
 
     def start(self, clients: Clients, before: FeedbackState | None = None) -> ShiftedState:
         params = before.params if before else clients.model.initial()
-        return ShiftedState(params, shift=torch.zeros_like(params))
+        return ShiftedState(params, shift=torch.zeros_like(weights(params, clients.model.layout)))
 
     def round(self, state: ShiftedState, clients: Clients) -> ShiftedState:
         got = clients.mean(self.local, clients.sample(self.cohort), weight=1, params=state.params)
         if got.count == 0:
             return state
         shift = state.shift + got.count / len(clients.ids) * got.sent
-        return ShiftedState(state.params - self.server_lr * got.work * shift, shift)
+        return ShiftedState(moved(state.params, -self.server_lr * got.work * shift, got), shift)

@@ -80,9 +80,11 @@ class InverseAvailability(Shares):
         share = state.targets / activity.frequency(self.floor)
         shares = {i: float(share[position[i]]) / chance(cohort, i) for i in cohort}
         got = self.combined(clients, cohort, shares, state.params)
-        params = state.params + self.server_lr * got.delta if got.count else state.params
-        return replace(state, params=params, activity=activity)
+        if got.count == 0:
+            return replace(state, activity=activity)
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta / max(1.0, got.weight)
+        return replace(state, params=clients.model.layout.keep_statistics(params, mean), activity=activity)
 
     def combined(self, clients: Clients, cohort: Cohort, shares: dict[int, float], params: Tensor) -> Message:
-        """The sum of updates times shares."""
+        """The sum of updates times shares, and `weight`, the sum of these."""
         return clients.sum(self.local, cohort, weight="share", each=given(shares), params=params)

@@ -3,7 +3,7 @@
     h_i <- Delta_i for i in S  (Delta_i = y_i - x);    then  x <- x + server_lr * 1/N sum_j h_j
 
 No participation probabilities are needed; absent clients count with what they sent last, which is stale: a step of
-FedVARP is unbiased, one of MIFA steady. With everybody there it is FedAvg.
+FedVARP is unbiased, one of MIFA steady. With everybody there it is FedAvg. Running statistics are averaged over S.
 Sent: x down, y_i - x up. Kept at clients: nothing; at the server h_i of every client, 4d bytes each.
 """
 
@@ -82,4 +82,6 @@ class Mifa(Method):
         updates = state.updates.heard(got, dict.fromkeys(got.ids, 1 / len(clients.ids)))
         if self.wait and len(updates.of) < len(clients.ids):
             return MifaState(state.params, updates)
-        return MifaState(state.params + self.server_lr * updates.mean, updates)
+        params, models = state.params + self.server_lr * updates.mean, (state.params + r.delta for r in got)
+        params = clients.model.layout.mean_statistics(params, state.params, models, (1 / len(got) for _ in got))
+        return MifaState(params, updates)

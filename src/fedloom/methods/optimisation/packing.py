@@ -11,10 +11,11 @@ from torch import Tensor
 from fedloom.channel.compression import Quantize, RandK, Sign, TopK, identity
 from fedloom.clients import Clients
 from fedloom.errors import ConfigError, Declined
-from fedloom.message import Packed
+from fedloom.message import Message, Packed
 from fedloom.method import Method
 from fedloom.training import SGD
 from fedloom.training.request import Trained
+from fedloom.vector import Layout
 
 Codec: TypeAlias = TopK | RandK | Quantize | Sign | None
 """How a vector travels, as one piece; None: in full."""
@@ -24,8 +25,11 @@ Codec: TypeAlias = TopK | RandK | Quantize | Sign | None
 class Packing(Method):
     """Clients whose replies are compressed vectors.
 
+    Only weights are compressed, `(t,)` of the vector's d numbers; its running statistics, where it has any, travel as
+    they are and are averaged: a part of a variance's way, or one of another round, would make it negative.
+
     Args:
-        codec: topk, randk, quantize, sign or none, on the whole vector. Its `feedback` is set by the method, which
+        codec: topk, randk, quantize, sign or none, on all weights. Its `feedback` is set by the method, which
             keeps what was left out in its own way; randk is scaled where the method's compressors are unbiased.
         solver: plain local SGD, since the mean gradient is read off the way the model moved.
     """
@@ -46,12 +50,30 @@ class Packing(Method):
             )
 
     def sizes(self, clients: Clients) -> dict[str, float]:
-        whole = torch.zeros(clients.model.layout.size)
-        return {"packed": self.packed(whole, torch.Generator()).nbytes}
+        layout = clients.model.layout
+        weights = self.packed(torch.zeros(layout.trainable), torch.Generator())
+        return {"packed": weights.nbytes + 4 * (layout.size - layout.trainable)}
 
     def packed(self, v: Tensor, rng: torch.Generator) -> Packed:
-        """A vector `(d,)` as it travels."""
+        """A vector `(t,)` as it travels."""
         return replace(self.codec, feedback=not self.unbiased).compress(v, rng) if self.codec else identity(v)
+
+
+def weights(vector: Tensor, layout: Layout) -> Tensor:
+    """The weights `(t,)` of a vector `(d,)`."""
+    return vector[: layout.trainable]
+
+
+def statistics(change: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """The field of a reply that holds how running statistics changed, of a model that keeps any."""
+    return {"statistics": change[layout.trainable :]} if layout.trainable < layout.size else {}
+
+
+def moved(params: Tensor, way: Tensor, got: Message) -> Tensor:
+    """The model `(d,)` with its weights moved by `way` `(t,)`, and its statistics by the mean change of them."""
+    if "statistics" not in got:
+        return params + way
+    return torch.cat([params[: len(way)] + way, params[len(way) :] + got.statistics])
 
 
 def mean_gradient(params: Tensor, out: Trained) -> Tensor:

@@ -8,7 +8,7 @@
 
 Divided by alpha_i, slow and fast clients move x by the same number of steps, one per poll, on average. s is `cohort`, K
 the work of `solver`. Training that is polled stops there; a client with K steps done waits for its poll.
-Sent: x down, Delta_i and E_i up. Kept at clients: nothing.
+Running statistics are not divided. Sent: x down, Delta_i and E_i up. Kept at clients: nothing.
 """
 
 from __future__ import annotations
@@ -101,9 +101,10 @@ class Favano(Method):
         got = clients.receive(until=poll, of=polled)  # those with all K steps done
         got += clients.receive(count=len(polled) - len(got), of=polled)
         found = {r.id: state.progress.get(r.id, Progress()).and_then(r.steps) for r in got}
-        params = state.params
+        params, layout = state.params, clients.model.layout
         for r in got:
-            params = params + r.sent.params + r.delta / self.typical(found[r.id], r.steps)
+            done = layout.keep_statistics(r.delta / self.typical(found[r.id], r.steps), r.delta)
+            params = params + r.sent.params + done
         return replace(state, params=params / (1 + len(got)), progress=state.progress | found)
 
     def typical(self, found: Progress, steps: int) -> float:

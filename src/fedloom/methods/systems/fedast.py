@@ -8,7 +8,7 @@
                v_m = sum_j ||Delta_j - mean||^2 / (J ||mean||^2 K_m^2)   over its last J updates, of K_m steps each
 
 R is `requests`, rho `ratio`, J `window`. The tasks are the networks of the run's task, by name, each with its samples
-(see `several`).
+(see `several`). Running statistics are averaged as they are, not their differences to x_m^s.
 Sent: the task's name and x_m down, Delta and its steps up. Kept at clients: nothing.
 """
 
@@ -120,10 +120,13 @@ class FedAST(Method):
             (reply,) = got
             name, task = reply.sent.task, state.tasks[reply.sent.task]
             recent = (*task.recent, (reply.delta, reply.steps))[-self.window :] if self.adaptive else ()
-            task = replace(task, buffer=(*task.buffer, reply.delta), recent=recent)
+            layout, since = clients.models[name].layout, reply.sent.params + reply.delta - task.params
+            delta = layout.keep_statistics(reply.delta, since)  # x_m stays until the buffer is full
+            task = replace(task, buffer=(*task.buffer, delta), recent=recent)
             full = len(task.buffer) >= math.ceil(task.share / self.ratio)
             if full:
-                params = task.params + self.server_lr * torch.stack(task.buffer).mean(0)
+                mean = torch.stack(task.buffer).mean(0)
+                params = layout.keep_statistics(task.params + self.server_lr * mean, task.params + mean)
                 task = replace(task, params=params, version=task.version + 1, buffer=())
             state = self.adapted(FedASTState(state.tasks | {name: task}, state.arrivals + 1))
             if full:

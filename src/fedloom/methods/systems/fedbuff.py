@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fedloom.card import Card
@@ -99,16 +98,10 @@ class FedBuff(Method):
         if not got:
             return state
         update = got.sum(self.discounted).delta / self.buffer
-        params, layout = state.params + self.server_lr * update, clients.model.layout
-        if layout.trainable < layout.size:
-            params = layout.keep_statistics(params, self.nearer(state.params, got))
-        return replace(state, params=params)
+        models, shares = (r.sent.params + r.delta for r in got), (self.discounted(r) / self.buffer for r in got)
+        params = state.params + self.server_lr * update
+        return replace(state, params=clients.model.layout.mean_statistics(params, state.params, models, shares))
 
     def discounted(self, reply: Reply) -> float:
         """s(tau) of a reply."""
         return discount(self.staleness, reply.staleness, self.a)
-
-    def nearer(self, params: Tensor, got: Replies) -> Tensor:
-        """`params` `(d,)` moved towards the replies' models from where it is now; stale differences lead past them."""
-        ways = [self.discounted(r) * (r.sent.params + r.delta - params) for r in got]
-        return params + torch.stack(ways).sum(0) / self.buffer

@@ -116,8 +116,10 @@ class FedCompass(Method):
             if not (got or used or clients.jobs):
                 return state  # nobody is there
         params = state.params
-        for u in used:
-            params = params + u.share * discount(self.staleness, state.version - u.version, self.a, self.b) * u.delta
+        shares = [u.share * discount(self.staleness, state.version - u.version, self.a, self.b) for u in used]
+        for u, share in zip(used, shares):
+            params = params + share * u.delta
+        params = clients.model.layout.mean_statistics(params, state.params, (u.begun + u.delta for u in used), shares)
         return replace(state, params=params, version=state.version + 1)
 
     def assign(self, state: FedCompassState, clients: Clients) -> FedCompassState:
@@ -135,7 +137,8 @@ class FedCompass(Method):
     def arrive(self, state: FedCompassState, reply: Reply, took: float) -> tuple[FedCompassState, tuple[Update, ...]]:
         """A reply: what the next server step uses, if this makes one."""
         i, s, mu = reply.id, took / reply.sent.steps, self.momentum
-        update = Update(reply.delta, reply.n / state.samples, state.version - reply.staleness)
+        share, version = reply.n / state.samples, state.version - reply.staleness
+        update = Update(reply.delta, reply.sent.params, share, version)
         if i not in state.seconds:
             return replace(state, seconds=state.seconds | {i: s}), (update,)
         state = replace(state, seconds=state.seconds | {i: (1 - mu) * state.seconds[i] + mu * s})

@@ -7,7 +7,8 @@ T_i is the time of a job, so client i is in one step of ceil(T_i / dt), and in t
 step: x tends to where synchronous averaging does. ceil(T_i / dt) is the number of steps since s, the current one
 included; `interval` is dt. With dt beyond the slowest job it is FedAvg with everybody, with dt = 0 (a step at every
 arrival) asynchronous FedAvg with weights p_i T_i sum_j 1/T_j, counted.
-Sent: x down, Delta_i up. Kept at clients: nothing.
+Running statistics move by these weights towards each client's, no further. Sent: x down, Delta_i up. Kept at clients:
+nothing.
 """
 
 from __future__ import annotations
@@ -103,4 +104,6 @@ class FedFix(Method):
         def weight(reply: Reply) -> float:
             return reply.n / state.samples * (steps_between(reply) if self.unbiased else 1)
 
-        return replace(state, params=state.params + self.server_lr * got.sum(weight).delta)
+        params = state.params + self.server_lr * got.sum(weight).delta
+        models, shares = (r.sent.params + r.delta for r in got), map(weight, got)
+        return replace(state, params=clients.model.layout.mean_statistics(params, state.params, models, shares))

@@ -135,7 +135,8 @@ class GiUnstale(Method):
                 update = gamma * again + (1 - gamma) * r.delta
             updates.append(update)
         n = state.params.new_tensor([float(r.n) for r in got])
-        params = state.params + n @ torch.stack(updates) / n.sum()
+        params, models = state.params + n @ torch.stack(updates) / n.sum(), (r.sent.params + r.delta for r in got)
+        params = clients.model.layout.mean_statistics(params, state.params, models, (n / n.sum()).tolist())
         return GiUnstaleState(params, state.round + 1, left, guesses, last)
 
     def program(self, n: int) -> tuple[float, int]:

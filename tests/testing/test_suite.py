@@ -54,6 +54,17 @@ class Forgetful(FedAvg):
 
 
 @dataclass(frozen=True)
+class Overshoots(FedAvg):
+    """Goes on the way it went, running statistics and all."""
+
+    card = card("overshoots")
+
+    def round(self, state, clients):
+        new = super().round(state, clients)
+        return replace(new, params=new.params + 0.5 * (new.params - state.params))
+
+
+@dataclass(frozen=True)
 class InPlace(FedAvg):
     """Changes its state's tensor."""
 
@@ -210,6 +221,7 @@ class Remembers(FedAvg):
         (PythonDice, "keyed-randomness"),
         (Forgetful, "resume"),
         (Forgetful, "attributes-stay"),
+        (Overshoots, "statistics"),
         (InPlace, "runs"),
         (Leaky, "raw-data-stays"),
         (TellsAll, "memory-stays"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 
 from fedloom.card import Need
 from fedloom.data import Data, Federation
 from fedloom.errors import ConfigError
 from fedloom.keyed import generator
 from fedloom.method import Method
+from fedloom.models.images import cnn_bn
 from fedloom.task import Classification, Task
 from fedloom.timing.world import World
 from fedloom.training import Solver
@@ -81,6 +84,23 @@ def tiny_task(needs: Iterable[Need] = ()) -> Task:
             }
         )
     return Classification(model="mlp:8,dim=6")
+
+
+def normed_task(several: bool = False) -> Task:
+    """A network whose running statistics are in its vector, or four of them: variances begin at 100, and most of the
+    way to those of the data is done in one step, so that whoever goes on the same way is soon below zero."""
+    if several:
+        return Classification(model={f"w{k}": partial(_normed, k / 8) for k in (1, 2, 3, 4)}, buffers="vector")
+    return Classification(model=partial(_normed, 1 / 4), buffers="vector")
+
+
+def _normed(width: float) -> nn.Module:
+    net = cnn_bn(SHAPE, CLASSES, width=width, depth=1, dim=6)
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.9
+            nn.init.constant_(cast("Tensor", layer.running_var), 100.0)
+    return net
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fedloom.errors import FedloomWarning
 from fedloom.message import Message
 from fedloom.method import Method
 from fedloom.runs import Experiment, Run
+from fedloom.task import Task
 
 from .tiny import SIZES, Example, example_of
 
@@ -78,6 +79,7 @@ class Trial:
         sizes: tuple[int, ...] = SIZES,
         dtype: torch.dtype = torch.float64,
         method: Method | None = None,
+        task: Task | None = None,
         **options: Any,
     ) -> Experiment:
         """The example as an experiment, one by one in float64 unless told otherwise."""
@@ -85,7 +87,7 @@ class Trial:
         defaults = {"rounds": e.rounds, "engine": "sequential", "world": e.world, "evaluate_every": 0}
         return Experiment(
             method or e.method,
-            e.task,
+            task or e.task,
             e.federation(sizes, dtype),
             dtype=dtype,
             **{**defaults, **options},

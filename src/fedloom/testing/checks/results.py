@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from fedloom.errors import NotSupported
 from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.testing.compare import difference, outcome
+from fedloom.testing.tiny import SHAPE, SIZES, normed_task
 from fedloom.testing.trial import Trial
+from fedloom.timing.world import World
 from fedloom.written import dumps
 
 from .suite import check, equal, finite, lasting, require
@@ -71,3 +77,27 @@ def attributes_stay(trial: Trial) -> None:
     names = set(vars(m))
     trial.run()
     require(set(vars(m)) == names and pickle.dumps(m) == before, "the run changed attributes of the method")
+
+
+@check()
+def statistics(trial: Trial) -> None:
+    """Running statistics in the vector (`buffers="vector"`) are refused, or no round makes a variance negative."""
+    example = trial.example
+    samples = example.federation(SIZES, torch.float64).examples(1)
+    if "x" not in samples or tuple(samples.x.shape[1:]) != SHAPE:
+        return  # an example with samples of its own, which the network below does not take
+    several = "families" in trial.method.card.needs or isinstance(example.task.model, Mapping)
+    world = replace(example.world or World(), present=0.6)
+    try:
+        run = trial.run(task=normed_task(several), world=world, rounds=max(6, example.rounds), evaluate_every=1)
+    except NotSupported:
+        return
+    for row in run.rows:
+        for view, figures in row.items():
+            loss = figures.get("loss", 0.0) if isinstance(figures, Mapping) else 0.0
+            require(
+                math.isfinite(loss),
+                f"with running statistics in the vector, {view}.loss is {loss} after round "
+                f"{row['round']}: they are averaged, and what else the server does is for weights "
+                f"(layout.keep_statistics)",
+            )

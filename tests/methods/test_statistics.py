@@ -115,3 +115,9 @@ def test_a_vector_keeps_the_statistics_of_another():
     assert not a.any()
     plain = fl.Model(Normed(), buffers="batch").layout
     assert plain.keep_statistics(a[: plain.size], b[: plain.size]).data_ptr() == a.data_ptr()
+
+
+def test_a_channel_that_compresses_statistics_says_so():
+    with pytest.warns(fl.FedloomWarning, match="they are compressed, and a variance may become negative") as caught:
+        fl.run(fl.FedAvg(cohort=2, solver=SGD), TASK, federation(), rounds=1, dtype=torch.float64, channel="topk:0.5")
+    assert sum("variance" in str(w.message) for w in caught) == 1

@@ -39,7 +39,7 @@ from fedloom.message import At, Covered, Message, Once, Packed, Value, check_fin
 
 from .compression import entries, scaled
 from .peers import uploads_only
-from .stage import Exchange, Sender, Stage, listed
+from .stage import Exchange, Sender, Stage, doubt_statistics, listed
 
 if TYPE_CHECKING:
     from fedloom.engines.base import Plan
@@ -171,13 +171,7 @@ class GaussianNoise(Stage):
         for need, why in _UNSUMMED.items():
             if need in plan.method.card.needs:
                 raise NotSupported(f"{plan.method.card.title} {why}: GaussianNoise protects sums only. Drop that stage")
-        if any(m.layout.size > m.layout.trainable for m in plan.models.values()):
-            warnings.warn(
-                "a network has running statistics (BatchNorm): where the method sends them they are noised, and a "
-                "variance may become negative. GroupNorm has none",
-                FedloomWarning,
-                stacklevel=2,
-            )
+        doubt_statistics(plan, "noised")
         if importlib.util.find_spec("dp_accounting") is None:
             raise MissingExtra("dp-accounting", "privacy", "stating epsilon")
 

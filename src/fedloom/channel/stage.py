@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 
 from fedloom.checked import Checked
-from fedloom.errors import ConfigError, NotSupported
+from fedloom.errors import ConfigError, FedloomWarning, NotSupported
 from fedloom.message import Message
 from fedloom.trees import is_row
 
@@ -72,6 +73,18 @@ class Exchange:
     law: str = "all"
     use: int = 1
     stages: tuple[Stage, ...] = ()
+
+
+def doubt_statistics(plan: Plan, become: str) -> None:
+    """Warn where a network keeps running statistics that a method may send: they `become` something else on the way."""
+    if any(m.layout.size > m.layout.trainable for m in plan.models.values()):
+        warnings.warn(
+            f"a network has running statistics (BatchNorm): where the method sends them they are {become}, and a "
+            f"variance may become negative, which makes the loss NaN. buffers='batch' and 'frozen' send none, and "
+            f"GroupNorm has none",
+            FedloomWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)

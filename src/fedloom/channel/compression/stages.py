@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedloom.channel.peers import uploads_only
-from fedloom.channel.stage import Sender, Stage, listed
+from fedloom.channel.stage import Sender, Stage, doubt_statistics, listed
 from fedloom.errors import ConfigError, MessageError, NotSupported, unknown
 from fedloom.message import At, Message, Value
 
@@ -67,6 +67,8 @@ class Compressor(Stage):
                 f"{type(self).__name__}(feedback=True) behind {type(line[0]).__name__} sees other positions each "
                 f"time, so it has nothing to feed back; use {type(self).__name__}(..., feedback=False)"
             )
+        if line[0] is self:
+            doubt_statistics(plan, "compressed")
 
     def encode(self, message: Message, sender: Sender) -> Message:
         rng = sender.rng(f"channel.{self.name}")

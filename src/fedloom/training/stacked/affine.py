@@ -41,8 +41,8 @@ class AffineSteps:
         self.cohort, self.forward, self.form = cohort, forward, form
         self.clip = cohort.solver.clip
         velocity = form.velocity
-        shift = cohort.shift(form.constants)
-        pull = cohort.shift(velocity.constants) if velocity else Shift()
+        shift = cohort.shift(form.constants, lambda: twin.vectors("shift", cohort.k))
+        pull = cohort.shift(velocity.constants, lambda: twin.vectors("pull", cohort.k)) if velocity else Shift()
         layers = lazy_layers(cohort, twin, form, moving, notes, shift, pull)
         names = {n for pair in layers for n in pair if n is not None}
         self.blocks = Blocks(cohort, twin, moving, names)

@@ -79,8 +79,8 @@ class Cohort:
         """What hooks are given, for loss hooks: equal objects once, tensors that differ as PerClient."""
         return {n: merged([r.extras[n] for r in self.requests], PerClient) for n in self.first.extras}
 
-    def shift(self, terms: Constants) -> Shift:
-        """The constant `sum c * vector` of a step, clients side by side."""
+    def shift(self, terms: Constants, room: Callable[[], Tensor]) -> Shift:
+        """The constant `sum c * vector` of a step, clients side by side; `room` has memory for that, `(k, d)`."""
         start, shared, own = 0.0, [], []
         for path, c in terms:
             values = [leaf(path, r.extras, r.carry) for r in self.requests]
@@ -101,7 +101,7 @@ class Cohort:
             assert common is not None
             return Shift(start, common.unsqueeze(0), parts)
         (first, c0), rest = own[0], own[1:]
-        rows = self.first.start.new_empty(self.k, self.layout.size)
+        rows = room()
         for j, row in enumerate(rows):
             if common is None:
                 torch.mul(built(first[j]), c0, out=row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,31 +26,43 @@ class Forward:
 
     Attributes:
         token: stands for those weights in a loss hook.
+        shared: tensors that are the same for all clients.
     """
 
     def __init__(self, cohort: Cohort, twin: Twin) -> None:
         self.twin, self.hook = twin, cohort.first.loss
         self.token = Token(cohort.layout.size, twin.like)
         self.model = StackedModel(cohort.model, twin, self.token)
-        self.extras = cohort.extras()
-        self._stacks = [(p, p.stack) for p in _leaves(self.extras) if isinstance(p, PerClient)]
-        self.shared = twin.shared | {id(t) for t in _leaves(self.extras) if isinstance(t, Tensor)}
+        self.shared = twin.shared
+        self._cohort, self._k = cohort, cohort.k
+        self._stacks: list[tuple[PerClient, Tensor]] = []
+
+    @cached_property
+    def extras(self) -> dict[str, Any]:
+        """What hooks are given, clients side by side: copies, made when one is called."""
+        extras = self._cohort.extras()
+        self._stacks = [(p, p.stack) for p in _leaves(extras) if isinstance(p, PerClient)]
+        self.shared = self.shared | {id(t) for t in _leaves(extras) if isinstance(t, Tensor)}
+        self.active(self._k)
+        return extras
 
     def active(self, k: int) -> None:
         """Only the first k clients go on."""
+        self._k = k
         for entry, stack in self._stacks:
             entry.stack = stack[:k]
         self.twin.constants(k)
 
     def losses(self, step: Step, hook: LossHook | None) -> Tensor:
         """One value per folded sample `(k*B,)`; `hook` None is the task's loss."""
+        extras = None if hook is None else self.extras
         FOLD.sizes, FOLD.shared = step.sizes, self.shared
         FOLD.foreign, FOLD.crossed = self.twin.foreign, self.twin.crossed
         try:
             if hook is None:
                 out: Any = self.model.losses(self.token, step.batch)
             else:
-                out = hook(self.model, self.token, step.batch, self.extras)
+                out = hook(self.model, self.token, step.batch, extras)
         finally:
             FOLD.sizes, FOLD.shared = (), frozenset()
         if isinstance(out, PerClient) and out.ndim == 1:

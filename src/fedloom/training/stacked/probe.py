@@ -155,7 +155,8 @@ def _without_chance(model: Model) -> Model:
 def best_path(requests: Sequence[Training]) -> tuple[str, str]:
     """The faster path, "stacked" or "plain", and why, in words for the run's configuration.
 
-    Times a few steps of these very requests both ways. Call it after `probe`.
+    Times a few steps of these very requests both ways, and the sum of what they come to, which is all that most
+    servers ask for. Call it after `probe`.
     """
     busy = [r for r in requests if r.steps > 0]
     if len(busy) < 2:
@@ -172,8 +173,8 @@ def best_path(requests: Sequence[Training]) -> tuple[str, str]:
         together = _seconds(lambda: _summed(train_stacked(some)), device)
     except NotStackable as e:
         return "plain", str(e)
-    few = some[:: max(1, k // 4)]
-    one_by_one = _seconds(lambda: train_plain(few), device) * k / len(few)
+    few = some if alone * sum(r.steps for r in some) < _LOOK * 5 else some[:: max(1, k // 4)]
+    one_by_one = _seconds(lambda: _summed(train_plain(few)), device) * k / len(few)
     ratio = one_by_one / together
     how = f"chunk of {k}, {twin_of(busy[0].model, busy[0].start).how}: {ratio:.2g}x as fast as one by one"
     return ("stacked" if ratio > _WORTHWHILE else "plain"), how

@@ -130,6 +130,7 @@ class Chunk:
         self.size, self.dtype, self.device = like.shape[0], like.dtype, like.device
         self._handles: list[weakref.ref[Handle]] = []
         self._finite: bool | None = None
+        self._sum: tuple[object, Tensor] | None = None
 
     def vectors(self, requests: Sequence[Training]) -> list[Tensor]:
         """The trained vectors of the first clients: deferred, or, where they are short, as they are."""
@@ -163,6 +164,32 @@ class Chunk:
             piece.copy(j, out, a, terms)
         return out
 
+    def sum(self, handles: Sequence[Handle], weights: Sequence[float]) -> Tensor:
+        """`sum_k weights[k] * vector[k]`. The last one is kept: replies of several fields sum the same vectors."""
+        of = (tuple(map(id, handles)), tuple(weights))
+        if self._sum is None or self._sum[0] != of:
+            self._sum = of, self._summed(handles, weights)
+        return self._sum[1]
+
+    def _summed(self, handles: Sequence[Handle], weights: Sequence[float]) -> Tensor:
+        out = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        plain: list[tuple[Tensor, float]] = []
+        terms: Terms = NOTHING
+        here: list[tuple[int, float]] = []
+        for handle, weight in zip(handles, weights):
+            if built := handle.known(1.0):  # adding what is there is cheaper than a product
+                plain.append((built.tensor, weight / built.a))
+                terms = combined(terms, built.terms, -weight / built.a)
+            else:
+                here.append((handle.j, weight))
+        if here:
+            js, factors = zip(*sorted(here))
+            t = torch.tensor(factors, dtype=self.dtype, device=self.device)
+            for piece in self.parts():
+                piece.add(out, js, t)
+        _add_all(out, [*plain, *((_plain(t), c) for t, c in terms.values())])
+        return out
+
     def finite(self) -> bool:
         if self._finite is None:
             self._finite = all(p.finite() for p in self.parts())
@@ -173,7 +200,7 @@ class Chunk:
         for ref in self._handles:
             if (handle := ref()) is not None:
                 handle.outlive()
-        self.pieces = None
+        self.pieces = self._sum = None
 
 
 @dataclass(frozen=True)
@@ -366,27 +393,19 @@ def add_rows(acc: Tensor, rows: Sequence[Tensor], weights: Sequence[float]) -> N
         rows: rows and ordinary tensors `(d,)`, in any order.
         weights: one number each.
     """
-    chunks: dict[int, tuple[Chunk, list[int], list[float]]] = {}
     plain: list[tuple[Tensor, float]] = []
+    chunks: dict[tuple[int, float], tuple[Chunk, list[Handle], list[float]]] = {}
     terms: Terms = NOTHING
     for row, weight in zip(rows, weights):
-        if not _waits(row):
-            plain.append((_plain(row), weight))
-            continue
-        handle, a = row._handle, weight * row._a
-        terms = combined(terms, row._terms, weight)
-        if built := handle.known(row._a):  # adding what is there is cheaper than a product
-            plain.append((built.tensor, a / built.a))
-            terms = combined(terms, built.terms, -a / built.a)
+        if _waits(row):
+            chunk = row._handle.chunk
+            _, handles, mine = chunks.setdefault((id(chunk), row._a), (chunk, [], []))
+            handles.append(row._handle)
+            mine.append(weight)
+            terms = combined(terms, row._terms, weight)
         else:
-            _, js, factors = chunks.setdefault(id(handle.chunk), (handle.chunk, [], []))
-            js.append(handle.j)
-            factors.append(a)
-    for chunk, js, factors in chunks.values():
-        order = sorted(range(len(js)), key=js.__getitem__)
-        t = torch.tensor([factors[i] for i in order], dtype=acc.dtype, device=acc.device)
-        for piece in chunk.parts():
-            piece.add(acc, [js[i] for i in order], t)
+            plain.append((_plain(row), weight))
+    plain += [(chunk.sum(handles, mine), a) for (_, a), (chunk, handles, mine) in chunks.items()]
     _add_all(acc, [*plain, *((_plain(t), c) for t, c in terms.values())])
 
 

@@ -111,9 +111,16 @@ class Twin:
 
     def blocks(self, arena: str, names: Iterable[str], n: int) -> dict[str, Tensor]:
         """Memory for n clients, entry by entry: `(n, *shape)` each, contiguous."""
-        if arena not in self.arenas:
-            self.arenas[arena] = Arena(self.like)
-        return self.arenas[arena].carve({m: (n, *self.layout.shapes[m]) for m in names})
+        return self._arena(arena).carve({m: (n, *self.layout.shapes[m]) for m in names})
+
+    def vectors(self, arena: str, n: int) -> Tensor:
+        """Memory for a vector of each of n clients, `(n, d)`."""
+        return self._arena(arena).carve({"": (n, self.layout.size)})[""]
+
+    def _arena(self, name: str) -> Arena:
+        if name not in self.arenas:
+            self.arenas[name] = Arena(self.like)
+        return self.arenas[name]
 
     def constants(self, k: int) -> None:
         """Fit the operands that only mark an operator as per-client to k clients."""

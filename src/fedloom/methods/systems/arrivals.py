@@ -13,7 +13,7 @@ from fedloom.method import State
 
 @dataclass(frozen=True)
 class Update(State):
-    """Delta `(d,)` that waits for a server step, its client's share p, and the model `(d,)` and version it began with."""
+    """Delta `(d,)` waiting for a server step, its client's share p, and the model `(d,)` and version it began with."""
 
     delta: Tensor
     begun: Tensor

@@ -49,7 +49,7 @@ PLANTED = {
     "revocation_ignored": ("kills", Schedule(slow=1.0, upsets=[Upset("revoked", "a", 0.4, lasts=0.1)])),
     "anybodys_job": ("kills", Schedule(slow=0.5, upsets=[Upset("another's job", "b", 0.05)])),
     "no_limits": ("kills", Schedule(slow=0.5, upsets=[Upset("oversize", "b", 0.05)])),
-    "one_at_a_time": ("kills", Schedule(slow=0.3, upsets=[Upset("slow body", "b", 0.05)])),
+    "one_at_a_time": ("kills", Schedule(slow=0.8, upsets=[Upset("slow body", "b", 0.05)])),
 }
 NOTICED = (
     r"differs|another|lost|counts on|no exchange|other figures|failed with|acknowledged|let in|accepted what|"

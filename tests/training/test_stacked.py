@@ -771,6 +771,23 @@ def test_a_row_is_not_had_from_what_is_too_small():
     assert torch.equal(out.vector.clone(), wanted)
 
 
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e30])
+def test_a_row_is_not_had_from_what_lost_it(factor):
+    requests = cohort(model_of(wide, torch.float32))
+    wanted = train_stacked(requests)[0].vector.clone()
+    out = train_stacked(requests)[0]
+    (factor * out.vector).build()
+    assert torch.equal(out.vector.clone(), wanted)
+
+
+@pytest.mark.parametrize("given", [0.5, torch.tensor(0.5, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+def test_what_a_job_was_given_need_not_be_a_vector(given):
+    requests = cohort(model_of(wide))
+    requests[0].given = (given,)
+    vector = train_stacked(requests)[0].vector
+    torch.testing.assert_close(vector + given, vector.clone() + given)
+
+
 def test_vectors_that_are_nobodys_are_not_waited_with():
     requests = given(cohort(model_of(wide), own=("own",)))
     out = train_stacked(requests)[0]

@@ -28,6 +28,8 @@ Terms: TypeAlias = Mapping[int, tuple[Tensor, float]]
 """`sum c * t` of vectors t `(d,)`, each under its id."""
 NOTHING: Terms = {}
 
+_FARTHEST = 1e6  # times as large as what is wanted, something built may be: half of a float's range is far off
+
 _CANCELLED = 2.0**-50  # of two coefficients what is left of either where they are meant to be equal
 
 
@@ -166,7 +168,7 @@ class Chunk:
 
     def sum(self, handles: Sequence[Handle], weights: Sequence[float]) -> Tensor:
         """`sum_k weights[k] * vector[k]`. The last one is kept: replies of several fields sum the same vectors."""
-        of = (tuple(map(id, handles)), tuple(weights))
+        of = (tuple(handle.j for handle in handles), tuple(weights))
         if self._sum is None or self._sum[0] != of:
             self._sum = of, self._summed(handles, weights)
         return self._sum[1]
@@ -224,10 +226,11 @@ class Handle:
 
     def known(self, a: float) -> Built | None:
         """What was built, where it serves for `a * vector` as exactly as the chunk would."""
-        built, held = self._built, self.chunk.pieces is not None
-        if built and held and (abs(a) > abs(built.a) or built.tensor._version != built.version):
-            return None
-        return built
+        built = self._built
+        if built is None or self.chunk.pieces is None:
+            return built
+        exact = abs(a) <= abs(built.a) <= _FARTHEST * abs(a) and built.tensor.itemsize >= 4
+        return built if exact and built.tensor._version == built.version else None
 
     def build(self, a: float, terms: Terms) -> Tensor:
         """`a * vector + terms`."""
@@ -350,7 +353,9 @@ def _plus(x: Any, y: Any, sign: float = 1.0) -> Any:
 
 
 def _goes_with(row: Row, t: Any) -> bool:
-    return any(t is mine for mine in row._handle.given)
+    """Whether t is a vector like the row that nobody will change."""
+    alike = isinstance(t, Tensor) and (t.shape, t.dtype, t.device) == (row.shape, row.dtype, row.device)
+    return alike and any(t is mine for mine in row._handle.given)
 
 
 def _minus(x: Any, y: Any) -> Any:

@@ -57,7 +57,11 @@ NOTICED = (
 )
 
 
-@pytest.mark.parametrize("name", PLANTED)
+# On a machine with other things to do the slow sender comes when all uploads are over.
+_ALONE = {"one_at_a_time": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_ALONE.get(name, ())) for name in PLANTED])
 @pytest.mark.parametrize("planted", [False, True], ids=["honest", "planted"])
 def test_the_suite_notices(name, planted, tmp_path):
     """The same schedule passes with the honest code, and fails with the mistake in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fedloom.training.request import Training
 from fedloom.training.solvers import SGD
-from fedloom.training.stacked import affine, train_stacked
+from fedloom.training.stacked import affine, lazy, repeat, train_stacked
 from fedloom.training.stacked.forward import Forward
 from fedloom.training.stacked.twin import twin_of
 
@@ -169,7 +170,7 @@ def test_no_forward_pass_is_made_again(case, monkeypatch):
 def test_each_step_of_lazy_layers_is_a_kind_of_its_own(case, monkeypatch):
     net, options = CASES[case]
     model, made = model_of(net), []
-    for sizes in (SIZES, [21, 13, 4, 3], SIZES):  # 8 to 1 and 4 to 1 clients go on
+    for sizes in (SIZES, SIZES, [21, 13, 4, 3], SIZES):  # 8 to 1 and 4 to 1 clients go on
         train_stacked(cohort(model, sizes=sizes, **options))
     known = repeated(cohort(model, **options))
     assert len(known) == 8
@@ -185,7 +186,8 @@ def test_lazy_layers_whose_memory_grows_are_not_repeated(monkeypatch):
     requests = cohort(model_of(wide), sizes=[30, 30], solver=ONCE)
     honest = affine.lazy_layers
     monkeypatch.setattr(affine, "lazy_layers", lambda *args: dict.fromkeys(honest(*args), 12))  # of 32 rows
-    got = [[t.vector.clone() for t in train_stacked(requests)] for _ in range(3)]
+    monkeypatch.setattr(lazy, "_room", lambda old, n, rank, width, like: like.new_empty(n, rank, width))  # every time
+    got = [[t.vector.clone() for t in train_stacked(requests)] for _ in range(4)]
     assert all(torch.equal(a, b) for vectors in got for a, b in zip(vectors, got[0]))
     assert any("had to grow" in r.refused for r in repeated(requests).values())
 
@@ -228,6 +230,17 @@ def test_learning_rates_are_not_mixed_up():
         out = train_stacked(cohort(model, sizes=[20, 20], solver=solver))
         alone = train_stacked(cohort(model_of(softmax), sizes=[20, 20], solver=solver))
         assert all(torch.equal(a.vector.clone(), b.vector.clone()) for a, b in zip(out, alone))
+
+
+def test_steps_that_do_not_come_again_are_not_looked_at(monkeypatch):
+    """As where the step size falls from round to round, and so few kinds are remembered."""
+    monkeypatch.setattr(repeat, "_KINDS", 16)
+    monkeypatch.setattr(repeat, "_Recorder", None)
+    model = model_of(wide)
+    for k in range(5):
+        requests = cohort(model, sizes=[30, 30], solver=replace(ONCE, lr=0.1 / (k + 1)))
+        train_stacked(requests)
+        assert len(repeated(requests)) <= 16
 
 
 def test_no_compiler_is_imported_for_it():

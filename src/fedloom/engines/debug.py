@@ -17,7 +17,7 @@ from fedloom.training import Trained, Trainer, Training
 from .base import Answer, Job, Outcome, Plan
 from .fold import Fold, Total
 from .local import Local
-from .turn import Turn, answered
+from .turn import Turn, answered, failure, shapes
 
 
 class Debug:
@@ -33,14 +33,11 @@ class Debug:
         for job in jobs:
             first, second = self._rehearse(job), self._rehearse(job)
             if not _same(first, second):
-                raise ClientFailure(
-                    f"{type(self.plan.method).__name__}.{job.program} gave two different replies for the same job "
-                    f"(client {job.id}). A program is repeatable: draw from client.rng(purpose), never from global "
-                    f"randomness, and keep nothing outside client.memory",
-                    client=job.id,
-                    program=job.program,
-                    round=job.version,
+                what = (
+                    f"gave two different replies for the same job (client {job.id}). A program is repeatable: draw "
+                    f"from client.rng(purpose), never from global randomness, and keep nothing outside client.memory"
                 )
+                raise failure(self.plan, job, what)
         return self._local.run(jobs, fold)
 
     def compute(self, requests: Sequence[Training]) -> list[Trained]:
@@ -71,27 +68,19 @@ class Debug:
             cause = e.__cause__ or e if isinstance(e, ClientFailure) else e  # what the program raised itself
             if isinstance(cause, FedloomError) and not isinstance(cause, ClientFailure):
                 raise
-            raise self._failure(job, stage, cause) from cause
+            what = (
+                f"failed at client {job.id}, round {job.version}, in stage {stage!r}\n"
+                f"  payload: {shapes(job.payload)}\n  memory: {shapes(job.memory)}\n"
+                f"  data: {self.plan.federation.local(job.id)!r}\n"
+                f"{''.join(traceback.format_exception(cause)[-3:])}"
+            )
+            raise failure(self.plan, job, what) from cause
         if [t._version for t in inputs] != versions:
             raise StateMutated(
                 f"{type(self.plan.method).__name__}.{job.program} changed a tensor it was given in place (client "
                 f"{job.id}); payloads and memory are shared. Write `new = old + ...` instead of `old += ...`"
             )
         return None if turn.result is None else Message(settled(dict(turn.result)))
-
-    def _failure(self, job: Job, stage: str, cause: BaseException) -> ClientFailure:
-        return ClientFailure(
-            f"{type(self.plan.method).__name__}.{job.program} failed at client {job.id}, round {job.version}, in "
-            f"stage {stage!r}\n  payload: {_shapes(job.payload)}\n  memory: {_shapes(job.memory)}\n"
-            f"  data: {self.plan.federation.local(job.id)!r}\n{''.join(traceback.format_exception(cause)[-3:])}",
-            client=job.id,
-            program=job.program,
-            round=job.version,
-        )
-
-
-def _shapes(values: Any) -> dict[str, Any]:
-    return {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in dict(values).items()}
 
 
 def _same(a: Any, b: Any) -> bool:

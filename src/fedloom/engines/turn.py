@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -47,9 +47,9 @@ class Turn:
             else:
                 self.coroutine = honest(self.client, **payload)
         except TypeError as e:
-            raise self._failure(e, f"could not be called with its payload: {e}") from e
+            raise self._failure(f"could not be called with its payload: {e}") from e
         if not isinstance(self.coroutine, CoroutineType):
-            raise self._failure(None, "is not a coroutine: write it as `async def`")
+            raise self._failure("is not a coroutine: write it as `async def`")
 
     def advance(self, value: Any = None) -> None:
         """Continue with the answer to the last request, up to the next one or the end."""
@@ -102,7 +102,7 @@ class Turn:
                 raise
             self.outcome.excluded = str(e)
         except Exception as e:
-            failure = self._failure(e, f"raised {type(e).__name__}: {e}")
+            failure = self._failure(f"raised {type(e).__name__}: {e}")
             if self.plan.on_failure == "raise":
                 raise failure from e
             self.outcome.excluded = str(failure)
@@ -128,7 +128,7 @@ class Turn:
 
     def _end(self, result: Any) -> None:
         if result is not None and not isinstance(result, Message):
-            raise self._failure(None, f"returned {type(result).__name__}; it returns a Message(...) or None")
+            raise self._failure(f"returned {type(result).__name__}; it returns a Message(...) or None")
         memory = self.client.memory
         if self.job.judge:
             self.result = result
@@ -155,15 +155,21 @@ class Turn:
         self.outcome.nbytes = message.nbytes
         return opened(channel.decode(message))
 
-    def _failure(self, cause: Exception | None, what: str) -> ClientFailure:
-        shapes = {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in self.job.payload.items()}
-        return ClientFailure(
-            f"{type(self.plan.method).__name__}.{self.job.program} {what} (client {self.job.id}, round "
-            f"{self.job.version}, payload {shapes}). Run it with engine='debug' to see the inputs",
-            client=self.job.id,
-            program=self.job.program,
-            round=self.job.version,
-        )
+    def _failure(self, what: str) -> ClientFailure:
+        job = self.job
+        where = f"client {job.id}, round {job.version}, payload {shapes(job.payload)}"
+        return failure(self.plan, job, f"{what} ({where}). Run it with engine='debug' to see the inputs")
+
+
+def failure(plan: Plan, job: Job, what: str) -> ClientFailure:
+    """The error that says what a job's program did."""
+    text = f"{type(plan.method).__name__}.{job.program} {what}"
+    return ClientFailure(text, client=job.id, program=job.program, round=job.version)
+
+
+def shapes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by their shapes, all else as it is."""
+    return {k: tuple(v.shape) if hasattr(v, "shape") else v for k, v in values.items()}
 
 
 def answered(plan: Plan, query: Query) -> Any:

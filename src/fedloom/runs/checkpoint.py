@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from fedloom.errors import CheckpointError, MessageError
+from fedloom.errors import CheckpointError, DiskError, MessageError
 from fedloom.written import loads, pieces
+
+from . import files
 
 KEEP = 2
 _MAGIC = b"FEDLOOM1"
@@ -25,22 +27,14 @@ def save(folder: Path, round: int, content: Any) -> Path:
     """
     body = pieces(content)
     path = folder / f"round-{round:06d}.ckpt"
-    partial = path.with_suffix(".partial")
+    kept = ", ".join(p.name for p in found(folder)) or "none"
+    then = f"Checkpoints still there: {kept}. Make room, then resume"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
-            for part in (_MAGIC, _digest(body), *body):  # joined they would be in memory twice
-                f.write(part)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-        _sync(folder)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        kept = ", ".join(p.name for p in found(folder)) or "none"
-        raise CheckpointError(
-            f"could not write {path}: {e.strerror or e}. Checkpoints still there: {kept}. Make room, then resume"
-        ) from None
+        files.replace(path, [_MAGIC, _digest(body), *body], then)  # joined they would be in memory twice
+        with files.writing(path, then):
+            _sync(folder)
+    except DiskError as e:
+        raise CheckpointError(str(e)) from None
     for old in (*found(folder)[:-KEEP], *folder.glob("round-*.partial")):  # what a kill left half written goes, too
         old.unlink(missing_ok=True)
     return path

@@ -53,7 +53,6 @@ class Run:
         self.resumed_from: int | None = None
         self.started = False
         self.chosen = dict(experiment.choices or {})
-        self._kept: dict[str, str] = {}  # of a resumed run: choices for kinds of work it has not met again yet
         self._told: dict[str, str] | None = None  # the choices config.toml has
         saved = self._read_checkpoint() if resume else None
         self.plan = experiment.plan()
@@ -104,7 +103,7 @@ class Run:
     @property
     def choices(self) -> dict[str, str]:
         """What the engine measured and chose, or was told."""
-        return self._kept | (self.host.engine.choices() or self.chosen)
+        return self.chosen | self.host.engine.choices()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -342,8 +341,7 @@ class Run:
     def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
-        self._kept = choices_in(self.out / "config.toml")
-        self.chosen |= self._kept
+        self.chosen |= choices_in(self.out / "config.toml")
         written = [(self.out / name).exists() for name in ("config.toml", "metrics.jsonl")]
         if written == [True, False] and not checkpoint.found(self.out / "checkpoints"):
             self._say("note", text="killed before its first checkpoint: it starts again")
@@ -361,8 +359,7 @@ class Run:
         if differ:
             told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
             raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
-        self._kept |= saved["chosen"]
-        self.chosen |= self._kept
+        self.chosen |= saved["chosen"]
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:

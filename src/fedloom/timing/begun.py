@@ -22,22 +22,21 @@ class Begun(Turn):
 
     Attributes:
         since: when it began to wait for what it waits for.
-        failed: what the training it waits for failed with, computed early, and after how many steps; or what it came
-            to, where that cannot be saved.
+        unsaved: what the training it waits for comes to, where that is an error or cannot be saved.
         waiting: the answer to its question that is on its way to it, as a tuple of one.
     """
 
     def __init__(self, plan: Plan, posted: Posted, since: float) -> None:
         super().__init__(plan, posted)
         self.posted, self.since = posted, since
-        self.failed: tuple[Trained | Exception, int] | None = None
+        self.unsaved: tuple[Trained | Exception, int] | None = None
         self.waiting: Any = None
 
     def go_on(self, value: Any, now: float) -> float:
         """The program goes on with what it waited for, up to the next thing that waits for the clock; the seconds of
         its queries on the way."""
         before = self.outcome.queried
-        self.failed = self.posted.ahead = None
+        self.unsaved = self.posted.ahead = None
         if isinstance(value, Exception):
             self.fail(value)
         elif isinstance(self.request, Ask):
@@ -72,15 +71,15 @@ class Begun(Turn):
     @property
     def ahead(self) -> tuple[Trained | Exception, int] | None:
         """What the training it waits for comes to, if computed early, and after how many steps."""
-        return self.posted.ahead or self.failed
+        return self.posted.ahead or self.unsaved
 
     @ahead.setter
     def ahead(self, found: tuple[Trained | Exception, int]) -> None:
         result, steps = found
         if isinstance(result, Trained) and can_be_written(result.carry):
-            self.posted.ahead, self.failed = (result, steps), None
+            self.posted.ahead, self.unsaved = (result, steps), None
         else:
-            self.posted.ahead, self.failed = None, found
+            self.posted.ahead, self.unsaved = None, found
 
     def catch_up(self, engine: Engine) -> None:
         """Run the program again over the answers it had."""

@@ -196,10 +196,9 @@ class Dispatch:
             if live.ahead is None or live.ahead[1] != steps:
                 self._compute(live, horizon)
             assert live.ahead is not None
-            result, kept = live.ahead[0], posted.ahead
-            posted.answers += ((now, "train", kept[0] if kept else steps),)
+            posted.answers += ((now, "train", posted.ahead[0] if posted.ahead else steps),)
             posted.worked += now - live.since
-            self._advance(live, result, now)
+            self._advance(live, live.ahead[0], now)
         elif live.waiting is None:  # a question arrives: answered from what is committed now
             assert isinstance(request, Ask)
             back = now + self.host.plan.world.link(posted.id).latency

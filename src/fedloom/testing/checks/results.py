@@ -81,7 +81,8 @@ def attributes_stay(trial: Trial) -> None:
 
 @check()
 def statistics(trial: Trial) -> None:
-    """Running statistics in the vector (`buffers="vector"`) are refused, or no round makes a variance negative."""
+    """Running statistics in the vector (`buffers="vector"`) are refused, or leave every loss finite: a variance below
+    zero does not."""
     example = trial.example
     samples = example.federation(SIZES, torch.float64).examples(1)
     if "x" not in samples or tuple(samples.x.shape[1:]) != SHAPE:

@@ -265,8 +265,12 @@ def _quickly(operator: Any) -> Any:
 
 @dataclass
 class Repeated:
-    """One kind of step: done as it comes until it has been seen, then repeated; `after` is the place it leads to."""
+    """One kind of step: done as it comes until it has been seen, then repeated; `after` is the place it leads to.
 
+    What never comes again (a step size that falls from round to round) is `met` once, and not looked at.
+    """
+
+    met: bool = False
     lines: list[_Line] = field(default_factory=list[_Line])
     after: Any = None
     refused: str = ""
@@ -286,6 +290,8 @@ class Repeated:
         self.lines.append(line)
 
 
+_KINDS = 512
+"""Kinds of steps that are remembered."""
 _LINES = 8
 """Different lines for one kind of step, above which it is no kind."""
 
@@ -335,6 +341,8 @@ class Repeat:
         if at != self._at:
             self._at = at
             key = (*self.kind, *at, *((name, t.shape[1:], t.dtype) for name, t in zip(step.batch, batch)))
+            if key not in self.known and len(self.known) >= _KINDS:
+                self.known.clear()
             self._repeated = self.known.setdefault(key, Repeated())
         repeated = self._repeated
         for line in repeated.lines:
@@ -342,7 +350,8 @@ class Repeat:
                 losses = line(step.active, given)
                 self.steps.place = repeated.after
                 return losses
-        if repeated.refused:
+        if repeated.refused or not repeated.met:
+            repeated.met = True
             return once(step)
         recorder, chances = _Recorder(given, self.lasting()), _chances()
         with recorder:

@@ -123,11 +123,11 @@ class Model:
 
     def train(self) -> Model:
         """The same function in training mode (dropout on, batch statistics)."""
-        return self._but(training=True)
+        return self._in_mode(True)
 
     def eval(self) -> Model:
         """The same function in evaluation mode: a teacher inside a loss hook, `model.eval()(teacher, x)`."""
-        return self._but(training=False)
+        return self._in_mode(False)
 
     def __getitem__(self, block: str | slice) -> Model:
         """Named blocks, still functions of the WHOLE vector: `model["head"](w, z)`, `model[:"head"](w, x)`.
@@ -137,6 +137,12 @@ class Model:
         """
         blocks_of(self.module, block)
         return self._but(block=block)
+
+    def _in_mode(self, training: bool) -> Model:
+        views, key = self._shared.views, (training, str(self.block))
+        if key not in views:
+            views[key] = self._but(training=training)
+        return views[key]
 
     def _but(self, **changes: Any) -> Model:
         other = copy.copy(self)
@@ -253,13 +259,14 @@ class Model:
 
 
 class _Shared:
-    """What all views of a model share: skeletons (one per thread and mode), units, sub-models."""
+    """What all views of a model share: skeletons (one per thread and mode), the views, units, sub-models."""
 
     def __init__(self, module: nn.Module, rule: str) -> None:
         self.module, self.rule = module, rule
         self.statistics = set(_statistics(module))
         self.local, self.lock = threading.local(), threading.Lock()
         self.units: Units | None = None
+        self.views: dict[tuple[bool, str], Model] = {}
         self.parts: dict[object, Model] = {}
         self.cuts: dict[object, Part] = {}
 
@@ -280,7 +287,7 @@ class _Shared:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.local, self.lock, self.units = threading.local(), threading.Lock(), None
-        self.parts, self.cuts = {}, {}
+        self.views, self.parts, self.cuts = {}, {}, {}
 
 
 def twin(module: nn.Module, rule: str, hollow: bool = False) -> nn.Module:

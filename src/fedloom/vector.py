@@ -20,7 +20,7 @@ class Layout:
     training writes but no gradient moves.
     """
 
-    __slots__ = ("offsets", "shapes", "size", "trainable")
+    __slots__ = ("_key", "offsets", "shapes", "size", "trainable")
 
     def __init__(self, shapes: Mapping[str, Iterable[int]], buffers: Mapping[str, Iterable[int]] | None = None) -> None:
         self.shapes = {n: torch.Size(s) for n, s in (*shapes.items(), *(buffers or {}).items())}
@@ -31,6 +31,7 @@ class Layout:
             at += math.prod(shape)
         self.size = at
         self.trainable = sum(math.prod(self.shapes[n]) for n in shapes)
+        self._key = (self.trainable, *self.shapes.items())
 
     @property
     def names(self) -> list[str]:
@@ -102,13 +103,13 @@ class Layout:
         return chosen
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Layout) and self.key() == other.key()
+        return isinstance(other, Layout) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.key())
+        return hash(self._key)
 
     def key(self) -> tuple[object, ...]:
-        return (self.trainable, *self.shapes.items())
+        return self._key
 
     def __repr__(self) -> str:
         return f"Layout({len(self.shapes)} tensors, {self.size:,} numbers)"

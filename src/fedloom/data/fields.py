@@ -117,3 +117,8 @@ class Data(Mapping[str, Tensor]):
 
 def _restore(fields: dict[str, Tensor]) -> Data:
     return Data(**fields)
+
+
+def kind_of(data: Data) -> tuple[tuple[str, torch.Size, torch.dtype], ...]:
+    """Names, shapes of one sample and types of its fields: equal for samples that fit into one batch."""
+    return tuple([(name, t.shape[1:], t.dtype) for name, t in (data.base or data).items()])

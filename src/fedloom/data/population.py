@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedloom.errors import ConfigError, DataError
 
@@ -18,15 +19,22 @@ class Local(Data):
     """One client's TRAIN samples, as views of a larger table; `.val` and `.test` are its other samples.
 
     `local.base.rows(local.offset + i)` is train sample i, so batches of many clients can be gathered from one
-    table.
+    table. Views are made when they are asked for, as gathering needs none.
     """
 
-    __slots__ = ("_test", "_val")
+    __slots__ = ("_test", "_val", "_views")
 
     def __init__(self, table: Data, start: int, train: int, val: int, test: int) -> None:
-        fields = {name: t[start : start + train] for name, t in table.items()}
-        super().__init__(table, start, **fields)
+        self.base, self.offset, self.size = table, start, train
         self._val, self._test = val, test
+        self._views: dict[str, Tensor] | None = None
+
+    @property
+    def _fields(self) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._views is None:
+            end = self.offset + self.size
+            self._views = {name: t[self.offset : end] for name, t in self._table.items()}
+        return self._views
 
     @property
     def train(self) -> Local:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -153,6 +154,21 @@ class Outcome:
     asked: Ledger = field(default_factory=Ledger)
     excluded: str | None = None
     took: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain values: a whole cohort of these is sent in every round."""
+        asked = (self.asked.up, self.asked.down, self.asked.peers) if self.asked.total else ()
+        return _outcome, (_REST(self), [tuple(w) for w in self.work], asked)
+
+
+_REST = attrgetter(*(f.name for f in fields(Outcome) if f.name not in ("work", "asked")))
+
+
+def _outcome(rest: tuple[Any, ...], work: list[tuple[Any, ...]], asked: tuple[int, ...]) -> Outcome:
+    job, message, memory, booked, nbytes, queried, outbox, excluded, took = rest
+    return Outcome(
+        job, message, memory, booked, nbytes, [Work(*w) for w in work], queried, outbox, Ledger(*asked), excluded, took
+    )
 
 
 class Engine(Protocol):

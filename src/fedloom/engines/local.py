@@ -250,8 +250,12 @@ def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
 def _groups(requests: Sequence[Training]) -> list[list[int]]:
     """Positions of like requests, in order of first appearance."""
     groups: dict[object, list[int]] = {}
+    last, members = None, list[int]()
     for i, r in enumerate(requests):
-        groups.setdefault(r.alike(), []).append(i)
+        kind = r.alike()
+        if kind != last:  # comparing with the one before is quicker than a look into the dict
+            last, members = kind, groups.setdefault(kind, [])
+        members.append(i)
     return list(groups.values())
 
 

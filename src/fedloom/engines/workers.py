@@ -8,6 +8,7 @@ nothing of it had been committed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import signal
 import sys
@@ -150,6 +151,7 @@ class Workers:
         """A worker's life: a share in, its outcomes out."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         torch.set_num_threads(1)
+        gc.freeze()  # what was there at the fork is no garbage
         tensors = WorkerSide(heap, self._plan)
 
         def ask(question: Any, id: int) -> Any:
@@ -177,6 +179,8 @@ class Workers:
                     answer = write(("failed", sendable(e)), tensors)
             pipe.send_bytes(answer)
             tensors.hand_over()
+            del letter, answer
+            gc.collect(1)  # while nobody waits
 
 
 class _Worker:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fedloom.data.fields import Data
+from fedloom.data.fields import Data, kind_of
 from fedloom.trees import is_mapping, is_row
 
 from .solvers import Solver
@@ -38,11 +38,13 @@ class Schedule:
         b = min(batch_size, n)
         per_epoch = -(-n // b)
         passes = max(1, -(-steps // per_epoch))  # no steps: a schedule of none
-        order = torch.zeros(passes, per_epoch * b, dtype=torch.int64)
-        for epoch in order[:, :n].unbind():
-            torch.randperm(n, generator=rng, out=epoch)
-        counts = ([b] * (per_epoch - 1) + [n - (per_epoch - 1) * b]) * passes
-        return Schedule(order.view(-1, b)[:steps], counts[:steps])
+        parts = [torch.randperm(n, generator=rng) for _ in range(passes)]
+        if padding := per_epoch * b - n:
+            fill = torch.zeros(padding, dtype=torch.int64)
+            parts = [part for order in parts for part in (order, fill)]
+        index = (parts[0] if len(parts) == 1 else torch.cat(parts)).view(-1, b)
+        counts = ([b] * (per_epoch - 1) + [b - padding]) * passes
+        return Schedule(index if len(counts) == steps else index[:steps], counts[:steps])
 
     @staticmethod
     def given(order: Tensor) -> Schedule:
@@ -88,14 +90,14 @@ class Training:
         """Equal for requests that may be trained as one computation."""
         return (
             self.model.key(),
-            tuple(self.start.shape),
+            self.start.shape,
             self.start.dtype,
             self.solver,
             code_key(self.loss),
             code_key(self.step),
-            tuple((n, *((f, t.shape[1:], t.dtype) for f, t in d.items())) for n, d in self.data.items()),
+            tuple([(n, kind_of(d)) for n, d in self.data.items()]),
             tuple(self.schedules),
-            tuple((n, value_key(v)) for n, v in self.extras.items()),
+            tuple([(n, value_key(v)) for n, v in self.extras.items()]),
             value_key(self.carry),
             self.only is not None,
         )

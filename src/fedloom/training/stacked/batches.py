@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import neg
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.data.fields import Data
@@ -109,41 +112,47 @@ class _Stream:
     def run(self, counts: Sequence[int]) -> Iterator[tuple[Data, Tensor, bool]]:
         """(folded batch, seed, padded) of each step."""
         names, tensors = tuple(self.table), tuple(self.table.values())
-        nbytes = sum(t[:1].numel() * t.element_size() for t in tensors)
         for t0 in range(0, counts[0], _STEPS):
-            active = sum(c > t0 for c in counts)
             t1 = min(t0 + _STEPS, counts[0])
-            index = self._index(active, t0, t1, counts)
-            seeds = self._seeds(active, t0, t1, counts)
-            window = max(1, min(t1 - t0, _BYTES // max(1, nbytes * active * self.width)))
-            a = active
-            for at in range(t0, t1, window):
-                while counts[a - 1] <= at:
-                    a -= 1
-                rows = index[at - t0 : at - t0 + window, : a * self.width]
-                flat = rows.reshape(-1)
-                columns = [t.index_select(0, flat).view(*rows.shape, *t.shape[1:]).unbind(0) for t in tensors]
-                b = a
-                for i, batch in enumerate(zip(*columns)):
-                    while counts[b - 1] <= at + i:
-                        b -= 1
-                    n = b * self.width
-                    if n != rows.shape[1]:
-                        batch = [x[:n] for x in batch]
-                    seed = self._even(b, self.width) if seeds is None else seeds[at - t0 + i][:n]
-                    if self.exact and (real := self.schedules[0].counts[at + i]) != self.width:
-                        batch = [x.unflatten(0, (b, -1))[:, :real].flatten(0, 1) for x in batch]
-                        seed = self._even(b, real)
-                    yield Data.cut(dict(zip(names, batch)), seed.numel()), seed, seeds is not None and not self.exact
+            active = [bisect_left(counts, -t, key=neg) for t in range(t0, t1)]
+            index = self._index(active[0], t0, t1, counts)
+            seeds = self._seeds(active[0], t0, t1, counts)
+            columns = [self._gathered(t, index, active) for t in tensors]
+            for i, (a, *batch) in enumerate(zip(active, *columns)):
+                n = a * self.width
+                batch = [x if len(x) == n else x[:n] for x in batch]
+                seed = self._even(a, self.width) if seeds is None else seeds[i, :n]
+                if self.exact and (real := self.schedules[0].counts[t0 + i]) != self.width:
+                    batch = [x.unflatten(0, (a, -1))[:, :real].flatten(0, 1) for x in batch]
+                    seed = self._even(a, real)
+                yield Data.cut(dict(zip(names, batch)), seed.numel()), seed, seeds is not None and not self.exact
+
+    def _gathered(self, column: Tensor, index: Tensor, active: Sequence[int]) -> Iterator[Tensor]:
+        """Samples `(active * width or more, ...)` of each step; several steps at once where they are small."""
+        nbytes = column[:1].numel() * column.element_size()
+        window = max(1, _BYTES // max(1, nbytes * active[0] * self.width))
+        for at in range(0, len(index), window):
+            rows = index[at : at + window, : active[at] * self.width]
+            samples = column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])
+            yield from samples.unbind(0)
 
     def _index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
-        out = np.empty((t1 - t0, active, self.width), dtype=np.int64)
-        out[:] = np.array(self.offsets[:active])[:, None]
-        for j, (schedule, end) in enumerate(zip(self.schedules[:active], counts)):
-            mine = schedule.index[t0 : min(t1, end)].numpy()
-            out[: len(mine), j, : mine.shape[1]] += mine
+        ends = [min(c, t1) for c in counts[:active]]
+        rows = torch.cat([self._rows(s.index, t0, end) for s, end in zip(self.schedules, ends)]).numpy()
+        steps = np.array(ends) - t0
+        before = np.cumsum(steps) - steps
+        out = np.zeros((t1 - t0, active, self.width), dtype=np.int64)
+        out[np.arange(len(rows)) - np.repeat(before, steps), np.repeat(np.arange(active), steps)] = rows
+        out += np.array(self.offsets[:active])[:, None]
         return torch.from_numpy(out).view(t1 - t0, -1).to(self.device)
+
+    def _rows(self, index: Tensor, t0: int, t1: int) -> Tensor:
+        """A client's positions `(t1 - t0, width)`."""
+        if t0 or t1 != len(index):
+            index = index[t0:t1]
+        missing = self.width - index.shape[1]
+        return F.pad(index, (0, missing)) if missing else index
 
     def _seeds(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor | None:
         """`(t1 - t0, active * width)`; None where every batch is full."""

@@ -129,7 +129,8 @@ class Chunk:
 
     def __init__(self, pieces: Sequence[Piece], like: Tensor) -> None:
         self.pieces: Sequence[Piece] | None = pieces
-        self.size, self.dtype, self.device = like.shape[0], like.dtype, like.device
+        self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
+        self.size = like.shape[0]
         self._handles: list[weakref.ref[Handle]] = []
         self._finite: bool | None = None
         self._sum: tuple[object, Tensor] | None = None
@@ -275,6 +276,28 @@ class Row(Tensor):
     def __init__(self, *_: Any) -> None:
         """Everything is set in `__new__`, where a wrapper gets its shape."""
 
+    # What is asked of every row is answered here, ten times as quickly as by way of `__torch_function__`.
+    @property
+    def shape(self) -> torch.Size:  # type: ignore[override]
+        return self._handle.chunk.shape
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return self._handle.chunk.dtype
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._handle.chunk.device
+
+    def numel(self) -> int:
+        return self._handle.chunk.size
+
+    def element_size(self) -> int:
+        return self._handle.chunk.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        return True
+
     def build(self) -> Tensor:
         """The numbers, as an ordinary tensor of its own memory."""
         if self._built is None:
@@ -354,8 +377,11 @@ def _plus(x: Any, y: Any, sign: float = 1.0) -> Any:
 
 def _goes_with(row: Row, t: Any) -> bool:
     """Whether t is a vector like the row that nobody will change."""
+    handle = row._handle
+    if t is handle.start:
+        return True
     alike = isinstance(t, Tensor) and (t.shape, t.dtype, t.device) == (row.shape, row.dtype, row.device)
-    return alike and any(t is mine for mine in row._handle.given)
+    return alike and any(t is mine for mine in handle.given)
 
 
 def _minus(x: Any, y: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_stacked import Attention, cnn, cohort, dynamic, heavy_ball, mlp, model_of, no_bias, prox, shifted, wide
+from test_stacked import Attention, broad, cnn, cohort, dynamic, heavy_ball, mlp, model_of, no_bias, prox, shifted, wide
 from torch import Tensor, nn
 
 from fedloom.training.request import Training
@@ -131,6 +131,7 @@ CASES = {
     "lazy prox": (wide, {"solver": ONCE, "step": prox, "shared": {"anchor": None}}),
     "lazy shift": (wide, {"solver": ONCE, "step": shifted, "own": ("shift",)}),
     "lazy dynamic": (wide, {"solver": ONCE, "step": dynamic, "own": ("shift",), "shared": {"anchor": None}}),
+    "lazy ahead": (broad, {"solver": ONCE, "step": shifted, "own": ("shift",), "kind": "image"}),
     "lazy momentum": (wide, {"solver": SGD(lr=0.05, epochs=1, batch_size=4, momentum=0.9)}),
     "lazy clip": (wide, {"solver": SGD(lr=0.05, epochs=1, batch_size=4, clip=0.5)}),
     "many": (softmax, {"solver": SGD(lr=0.05, epochs=2, batch_size=20)}),  # some losses are long, some short

@@ -25,6 +25,7 @@ from fedloom.training.stacked import (
     add_rows,
     best_path,
     choose_chunk,
+    lazy,
     probe,
     train_stacked,
 )
@@ -41,6 +42,17 @@ def mlp() -> nn.Module:
 
 def wide() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 120), nn.ReLU(), nn.Linear(120, 100), nn.GELU(), nn.Linear(100, 3))
+
+
+def broad() -> nn.Module:
+    """The first dense layer has many inputs: the batch as it is."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 120), nn.ReLU(), nn.Linear(120, 100), nn.Tanh(), nn.Linear(100, 3)
+    )
+
+
+def dimmed() -> nn.Module:
+    return nn.Sequential(nn.Tanh(), *broad())
 
 
 def no_bias() -> nn.Module:
@@ -719,6 +731,20 @@ def test_sums_with_what_a_job_was_given_stay_rows(epochs, known):
         its = [r.start * 0 if which == 0 else r.start for r in requests]
         total = sum(f * (w[0] + x) for f, w, x in zip([0.5, 1.0, -2.0, 3.0], wanted, its))
         torch.testing.assert_close(acc, 1 + total, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("options", [{"step": shifted}, {"step": dynamic, "shared": {"anchor": None}}])
+@pytest.mark.parametrize("net", [broad, dimmed])
+def test_a_vector_of_each_client_meets_the_inputs_of_all_steps_at_once(net, options, monkeypatch):
+    solver = SGD(lr=0.05, epochs=1, batch_size=4)
+    requests = cohort(model_of(net), kind="image", sizes=[30, 30, 17, 3], solver=solver, own=("shift",), **options)
+    shapes = []
+    honest = lazy._add_shift
+    monkeypatch.setattr(lazy, "_add_shift", lambda z, x, *args: (shapes.append(x.shape[-1]), honest(z, x, *args)))
+    for r, out in zip(requests, train_stacked(requests), strict=True):
+        torch.testing.assert_close(out.vector.clone(), reference(r)[0], atol=1e-11, rtol=1e-11)
+    assert 100 in shapes
+    assert (192 in shapes) == (net is dimmed)  # its inputs are made at each step
 
 
 def test_what_cancels_is_not_computed(monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedloom.training.symbols import Affine, leaf, with_leaf
 
-from .batches import Step
+from .batches import Step, samples
 from .cohort import Cohort, Shift, built
 from .fold import Notes
 from .forward import Forward
@@ -48,6 +48,11 @@ class AffineSteps:
         self.blocks = Blocks(cohort, twin, moving, names)
         start = self.blocks.starts[0] if cohort.start is not None else None
         self.lazies = [self._lazy(twin.lazy(w, b), start, shift, pull, rank) for (w, b), rank in layers.items()]
+        if not twin.mixing:  # else partial batches are not padded
+            for layer in self.lazies:
+                field = notes.inputs.get((layer.weight, layer.bias))
+                if field is not None and layer.p is not None and not layer.shared:
+                    layer.look_ahead(samples(cohort.requests, field))
         self.how = "lazy dense layers" if self.lazies else "fused update"
         self.shift = self._pieces(shift, start)
         self.pull = self._pieces(pull, start)

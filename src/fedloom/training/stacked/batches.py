@@ -84,6 +84,16 @@ def steps(
         yield _step(active, parts)
 
 
+def samples(requests: Sequence[Training], name: str) -> Tensor:
+    """What the steps of requests sorted longest first will read of a field, `(k, steps, width, ...)`; where there is
+    none, a client's first sample."""
+    stream = _Stream([r.data[""] for r in requests], [r.schedules[""] for r in requests], torch.float32, False)
+    counts, column = [r.steps for r in requests], stream.table[name]
+    index = stream.index(len(requests), 0, counts[0], counts).view(counts[0], len(requests), stream.width)
+    index = index.transpose(0, 1)
+    return column.index_select(0, index.reshape(-1)).view(*index.shape, *column.shape[1:])
+
+
 def _step(active: int, parts: dict[str, tuple[Data, Tensor, bool]]) -> Step:
     if "" in parts:
         batch, seed, padded = parts[""]
@@ -115,7 +125,7 @@ class _Stream:
         for t0 in range(0, counts[0], _STEPS):
             t1 = min(t0 + _STEPS, counts[0])
             active = [bisect_left(counts, -t, key=neg) for t in range(t0, t1)]
-            index = self._index(active[0], t0, t1, counts)
+            index = self.index(active[0], t0, t1, counts)
             seeds = self._seeds(active[0], t0, t1, counts)
             columns = [self._gathered(t, index, active) for t in tensors]
             for i, (a, *batch) in enumerate(zip(active, *columns)):
@@ -136,7 +146,7 @@ class _Stream:
             samples = column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])
             yield from samples.unbind(0)
 
-    def _index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
+    def index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
         ends = [min(c, t1) for c in counts[:active]]
         rows = torch.cat([self._rows(s.index, t0, end) for s, end in zip(self.schedules, ends)]).numpy()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -27,11 +29,13 @@ class Notes:
 
     Attributes:
         dense: (weight, bias) names of dense layers met by `F.linear`, and the rows of input per sample.
+        inputs: of those whose input is a field of the batch as it is, that field.
         other: names of weights that met any other operator.
         direct: the loss uses the weight vector itself.
     """
 
     dense: dict[tuple[str, str | None], float] = field(default_factory=dict)
+    inputs: dict[tuple[str, str | None], str] = field(default_factory=dict)
     other: set[str] = field(default_factory=set)
     direct: bool = False
 
@@ -41,6 +45,7 @@ class _Fold(threading.local):
 
     Attributes:
         sizes: lengths of its folded axes (one per stream), `k * B`.
+        batch: its fields by name; none where there are several streams.
         notes: kept while a network is surveyed, else None.
         shared: ids of tensors that are the same for all clients whatever their length.
         foreign: leading lengths of shared tensors met so far, which no `k * B` may divide...
@@ -48,6 +53,7 @@ class _Fold(threading.local):
     """
 
     sizes: tuple[int, ...] = ()
+    batch: Mapping[str, Tensor] = MappingProxyType({})
     shared: frozenset[int] = frozenset()
     notes: Notes | None = None
 
@@ -69,3 +75,11 @@ def folded(x: object) -> bool:
     if id(x) not in FOLD.shared:
         FOLD.foreign.add(length)
     return False
+
+
+def field_of(x: Tensor) -> str | None:
+    """The field of the batch in flight that `x` is, number by number as it lies in memory; None for anything else."""
+    for name, t in FOLD.batch.items():
+        if t.data_ptr() == x.data_ptr() and (t.numel(), t.dtype) == (x.numel(), x.dtype):
+            return name if t.is_contiguous() and x.is_contiguous() else None
+    return None

@@ -57,6 +57,7 @@ class Forward:
         """One value per folded sample `(k*B,)`; `hook` None is the task's loss."""
         extras = None if hook is None else self.extras
         FOLD.sizes, FOLD.shared = step.sizes, self.shared
+        FOLD.batch = step.batch if isinstance(step.batch, Data) else {}
         FOLD.foreign, FOLD.crossed = self.twin.foreign, self.twin.crossed
         try:
             if hook is None:
@@ -64,7 +65,7 @@ class Forward:
             else:
                 out = hook(self.model, self.token, step.batch, extras)
         finally:
-            FOLD.sizes, FOLD.shared = (), frozenset()
+            FOLD.sizes, FOLD.shared, FOLD.batch = (), frozenset(), {}
         if isinstance(out, PerClient) and out.ndim == 1:
             out = out.stack.flatten()
         if not isinstance(out, Tensor):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedloom.training.products import product
 
-from .fold import NotStackable
+from .fold import NotStackable, field_of
 from .perclient import PerClient
 from .rows import NOTHING, Terms, combined, picked
 from .weight import GRAPH, once
@@ -71,7 +71,8 @@ class LazyDense:
         p, pb: the second vector's pieces, `(n, out, in)` and `(n, out)`, or one `(1, ...)`.
         sums: for each client what p is the sum of, where that is known.
         inputs: A, `(n, capacity, in)`.
-        live, live_p, live_pb: those of the clients that go on.
+        ahead: x p^T for the samples x of all steps, `(n, steps, batch, out)`, where these are fields of the batch.
+        live, live_p, live_pb, live_ahead: those of the clients that go on.
         r: rows so far.
     """
 
@@ -86,6 +87,7 @@ class LazyDense:
         self.w, self.v = Coefficients(), Coefficients()
         self.p = self.live_p = cast("Tensor | None", None)
         self.pb = self.live_pb = cast("Tensor | None", None)
+        self.ahead = self.live_ahead = cast("Tensor | None", None)
         self.sums: Sequence[Terms] | None = None
         self.held: list[tuple[Tensor, Tensor]] = []
         self.k = self.r = 0
@@ -99,11 +101,20 @@ class LazyDense:
         self.w0, self.b0 = w0, b0
         self.move, self.velocity, self.step = move, velocity, step
         self.w.s, self.w.u, self.v.s, self.v.u = 1.0, 0.0, 0.0, 0.0
-        self.k, self.r, self.held, self.stopped = n, 0, [], {}
+        self.k, self.r, self.held, self.stopped, self.ahead = n, 0, [], {}, None
         self.inputs = _room(self.inputs, n, rank, self.width, w0)
         self.w.rows = _room(self.w.rows, n, rank, self.out, w0)
         if velocity is not None:
             self.v.rows = _room(self.v.rows, n, rank, self.out, w0)
+
+    def look_ahead(self, inputs: Tensor) -> None:
+        """Take the products of p with the inputs of all steps, `(n, steps, batch, ...)`, at once: p, which may be
+        large, is then read once and not at every step."""
+        assert self.p is not None
+        n, steps, batch = inputs.shape[:3]
+        self.ahead = inputs.new_empty(n, steps, batch, self.out)
+        for out, x, p in zip(self.ahead, inputs, self.p):
+            out.copy_(product(x.view(steps * batch, -1), p).view_as(out))
 
     def active(self, k: int) -> None:
         """Only the first k clients go on."""
@@ -111,7 +122,9 @@ class LazyDense:
             self.stopped[j] = (self.w.s, self.w.u, self.r)
         self.k = k
         self.live, self.w.live = self.inputs[:k], self.w.rows[:k]
-        self.live_p, self.live_pb = (None if p is None else p[:k] for p in (self.p, self.pb))
+        self.live_p, self.live_pb, self.live_ahead = (
+            None if p is None else p[:k] for p in (self.p, self.pb, self.ahead)
+        )
         if self.velocity is not None:
             self.v.live = self.v.rows[:k]
 
@@ -124,7 +137,7 @@ class LazyDense:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What its steps have in common, whoever takes part."""
-        moved = self.p is not None, self.pb is not None, self.shared
+        moved = self.p is not None, self.pb is not None, self.shared, self.ahead is not None
         return self.weight, self.bias, *moved, self.inputs.shape[1], self.w.rows.shape[1], self.v.rows.shape[1]
 
     @property
@@ -138,7 +151,7 @@ class LazyDense:
 
     def tensors(self) -> list[Tensor]:
         """What its steps read and write."""
-        mine = [self.live, self.w.live, self.w0, self.b0, self.live_p, self.live_pb]
+        mine = [self.live, self.w.live, self.w0, self.b0, self.live_p, self.live_pb, self.live_ahead]
         return [t for t in (*mine, *([self.v.live] if self.velocity else ())) if t is not None]
 
     # ------------------------------------------------------------ one step
@@ -314,7 +327,10 @@ class _Lazy(torch.autograd.Function):
             t = torch.bmm(x3, l.live[:, :r].mT)
             z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.live[:, :r])
         if l.live_p is not None and l.w.u:
-            _add_shift(z, x3, l.live_p.mT, l)
+            if l.live_ahead is not None and l.live_ahead.shape[2] == x3.shape[1] and field_of(x) is not None:
+                z.add_(l.live_ahead[:, r // x3.shape[1]], alpha=l.w.u)
+            else:
+                _add_shift(z, x3, l.live_p.mT, l)
             if l.live_pb is not None:
                 z.add_(l.live_pb.unsqueeze(1), alpha=l.w.u)
         return z.view(*x.shape[:-1], l.out)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fold import FOLD, NotStackable
+from .fold import FOLD, NotStackable, field_of
 from .perclient import PerClient
 from .sinks import Sink
 
@@ -168,6 +168,8 @@ def used_densely(weight: Weight, bias: Any, input: Tensor) -> None:
         FOLD.notes.other.add(weight.name)
     at, rows = (weight.name, own), input.shape[:-1].numel() / max(FOLD.sizes)
     FOLD.notes.dense[at] = FOLD.notes.dense.get(at, 0.0) + rows
+    if rows == 1 and (name := field_of(input)) is not None:
+        FOLD.notes.inputs[at] = name
 
 
 def once(grads: tuple[Tensor, ...]) -> Tensor:

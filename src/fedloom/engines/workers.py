@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from fedloom.training import Trainer
 
 
+_GARBAGE = 5000
+"""Objects made and kept until a worker looks for garbage in the middle of a share; it also looks after every share."""
+
+
 class Workers:
     """Processes that run shares.
 
@@ -152,6 +156,7 @@ class Workers:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         torch.set_num_threads(1)
         gc.freeze()  # what was there at the fork is no garbage
+        gc.set_threshold(_GARBAGE, 10, 10)
         tensors = WorkerSide(heap, self._plan)
 
         def ask(question: Any, id: int) -> Any:

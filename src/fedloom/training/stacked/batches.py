@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from fedloom.data.fields import Data
 from fedloom.training.request import Schedule, Training
@@ -148,14 +149,9 @@ class _Stream:
 
     def index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
-        ends = [min(c, t1) for c in counts[:active]]
-        rows = torch.cat([self._rows(s.index, t0, end) for s, end in zip(self.schedules, ends)]).numpy()
-        steps = np.array(ends) - t0
-        before = np.cumsum(steps) - steps
-        out = np.zeros((t1 - t0, active, self.width), dtype=np.int64)
-        out[np.arange(len(rows)) - np.repeat(before, steps), np.repeat(np.arange(active), steps)] = rows
-        out += np.array(self.offsets[:active])[:, None]
-        return torch.from_numpy(out).view(t1 - t0, -1).to(self.device)
+        rows = [self._rows(s.index, t0, min(c, t1)) for s, c in zip(self.schedules, counts[:active])]
+        starts = torch.tensor(self.offsets[:active]).unsqueeze(1)
+        return pad_sequence(rows).add_(starts).view(t1 - t0, -1).to(self.device)
 
     def _rows(self, index: Tensor, t0: int, t1: int) -> Tensor:
         """A client's positions `(t1 - t0, width)`."""

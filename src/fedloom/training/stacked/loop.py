@@ -126,8 +126,12 @@ class _Track:
         for width, held in by_width.items():
             losses, seeds = torch.cat([losses for losses, *_ in held]), torch.cat([seed for _, seed, _ in held])
             means = (losses * seeds).double().view(-1, width).sum(1)
+            counts = [active for *_, active in held]
+            if counts[0] == counts[-1]:  # all went on to the end
+                self.total[: counts[0]] += means.view(len(held), -1).sum(0)
+                continue
             by_step = means.new_zeros(len(held), len(self.total))
-            clients = torch.arange(len(self.total)) < torch.tensor([active for *_, active in held]).unsqueeze(1)
+            clients = torch.arange(len(self.total)) < torch.tensor(counts).unsqueeze(1)
             places = clients.flatten().nonzero().flatten().to(means.device)
             # Each place once and then a sum: a GPU adds to one place in any order, and so to other bits.
             self.total += by_step.view(-1).index_copy_(0, places, means).view(by_step.shape).sum(0)

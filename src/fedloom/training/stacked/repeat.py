@@ -301,10 +301,18 @@ def _chances() -> object:
     return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
 
 
-class Placed(Protocol):
-    """Keeps count, in Python, of something its steps depend on."""
+class Repeatable(Protocol):
+    """Steps that may be repeated. It keeps count, in Python, of something they depend on: `place`, moved by each."""
 
     place: Any
+
+    def once(self, step: Step) -> Tensor:
+        """The losses of one step, done the ordinary way."""
+        ...
+
+    def inside(self) -> list[Tensor]:
+        """The tensors a step may read or change, besides its batch, in one order."""
+        ...
 
 
 class Repeat:
@@ -313,31 +321,27 @@ class Repeat:
     Args:
         known: what was seen of like steps before, by kind; it is added to.
         kind: all that steps of this cohort have in common, but for their batches.
-        inside: gives the tensors a step may read or change, besides its batch, in one order.
-        lasting: gives those it may read that never change.
-        steps: whose place decides about a step, and is moved by it.
+        lasting: gives the tensors a step may read that never change.
     """
 
     def __init__(
         self,
         known: dict[object, Repeated],
         kind: tuple[Any, ...],
-        inside: Callable[[], list[Tensor]],
         lasting: Callable[[], list[Tensor]],
-        steps: Placed,
     ) -> None:
-        self.known, self.kind, self.inside, self.lasting, self.steps = known, kind, inside, lasting, steps
+        self.known, self.kind, self.lasting = known, kind, lasting
         self._at: tuple[int, Any] = (0, ())
         self._repeated = Repeated()
 
-    def __call__(self, step: Step, once: Callable[[Step], Tensor]) -> Tensor:
-        """The losses of one step; `once` does it the ordinary way."""
+    def __call__(self, step: Step, steps: Repeatable) -> Tensor:
+        """The losses of one step."""
         if len(step.seeds) > 1:
-            return once(step)
+            return steps.once(step)
         batch = [step.batch[name] for name in step.batch]
-        inside = self.inside()
+        inside = steps.inside()
         given = [*batch, *step.seeds.values(), *inside]
-        at = step.sizes[0] // step.active, self.steps.place
+        at = step.sizes[0] // step.active, steps.place
         if at != self._at:
             self._at = at
             key = (*self.kind, *at, *((name, t.shape[1:], t.dtype) for name, t in zip(step.batch, batch)))
@@ -348,20 +352,20 @@ class Repeat:
         for line in repeated.lines:
             if line.fits(step.active):
                 losses = line(step.active, given)
-                self.steps.place = repeated.after
+                steps.place = repeated.after
                 return losses
         if repeated.refused or not repeated.met:
             repeated.met = True
-            return once(step)
+            return steps.once(step)
         recorder, chances = _Recorder(given, self.lasting()), _chances()
         with recorder:
-            losses = once(step)
+            losses = steps.once(step)
         if chances != _chances():
             recorder.refused = "the network draws random numbers of Python's or NumPy's"
-        if any(t is not before for t, before in zip(self.inside(), inside)):
+        if any(t is not before for t, before in zip(steps.inside(), inside)):
             recorder.refused = "its memory had to grow"
         try:
-            repeated.learn(recorder, losses, step.active, len(given), self.steps.place)
+            repeated.learn(recorder, losses, step.active, len(given), steps.place)
         except NotRepeatable as e:
             repeated.refused = str(e)
         return losses

@@ -7,6 +7,7 @@ are used take memory. One process writes into a heap; all read from it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import weakref
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Heap:
 
     def block(self, place: Place) -> Any:
         """The bytes there, as an object that keeps this memory for as long as a tensor refers to it."""
-        return (ctypes.c_char * place.nbytes).from_buffer(self.memory, place.address - self.begin)
+        return _bytes(place.nbytes).from_buffer(self.memory, place.address - self.begin)
 
     def put(self, tensor: Tensor) -> Place:
         """Copy a tensor in."""
@@ -78,6 +79,12 @@ def _reserve() -> mmap.mmap:
                 raise
 
 
+@functools.lru_cache(maxsize=256)
+def _bytes(n: int) -> Any:
+    """The type of so many bytes; making one takes longer than anything else here, and leaves a cycle."""
+    return ctypes.c_char * n
+
+
 def _rounded(nbytes: int) -> int:
     return max(_GRAIN, -(-nbytes // _GRAIN) * _GRAIN)
 
@@ -95,7 +102,7 @@ def at(place: Place, buffer: Any = None) -> Tensor:
     """The tensor there, without a copy. Without a `Heap.block` to keep, only for as long as the heap lives."""
     if place.nbytes == 0:
         return torch.empty(place.shape, dtype=place.dtype)
-    raw = (ctypes.c_char * place.nbytes).from_address(place.address) if buffer is None else buffer
+    raw = _bytes(place.nbytes).from_address(place.address) if buffer is None else buffer
     return torch.frombuffer(raw, dtype=place.dtype).view(place.shape)
 
 

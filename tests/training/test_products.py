@@ -30,6 +30,16 @@ def test_product(n, i, o, dtype):
     torch.testing.assert_close(back.double(), exact @ w, atol=1.0 if dtype == torch.float32 else 1e-8, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("i", "o"), [(4, 5), (784, 200)])
+@pytest.mark.parametrize("quick", [True, False])
+def test_products_of_each_with_its_own(i, o, quick, monkeypatch):
+    if not quick:
+        monkeypatch.setattr(products, "_quicker", lambda: None)
+    x, w = torch.randn(3, 7, i), torch.randn(3, o, i)
+    got = products.products(x, w)
+    torch.testing.assert_close(got, torch.einsum("nri,noi->nro", x, w), atol=2e-4, rtol=1e-5)
+
+
 def test_it_gives_way(monkeypatch):
     """Where the other library is switched off, or is not there, the ordinary product is taken."""
     x, w = torch.randn(400, 300), torch.randn(200, 300)

@@ -10,6 +10,7 @@ the processor and the shapes alone: a run repeats itself to the bit.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,10 +38,22 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Transposed views cost nothing: `product(g, w.t())` is `g w`.
     """
-    worth = weight.numel() >= _WORTH and x.dtype == torch.float32 and x.device.type == "cpu"
-    if worth and torch.backends.mkldnn.enabled and (quicker := _quicker()) is not None:
-        return quicker(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    if (quicker := _for(x, weight)) is not None:
+        return quicker(x, weight, bias, "none", [], "")
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def products(x: Tensor, weights: Tensor) -> Tensor:
+    """`x weight^T` of each of n: x `(n, rows, in)`, weights `(n, out, in)`. The quicker library has no call for all."""
+    if _for(x, weights[0]) is not None:
+        return torch.stack([product(a, w) for a, w in zip(x, weights)])
+    return torch.bmm(x, weights.mT)
+
+
+def _for(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
+    """The quicker library's dense layer, where it is there and has something to gain."""
+    worth = weight.numel() >= _WORTH and x.dtype == torch.float32 and x.device.type == "cpu"
+    return _quicker() if worth and torch.backends.mkldnn.enabled else None
 
 
 def flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:

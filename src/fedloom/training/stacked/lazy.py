@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from fedloom.training.products import product
+from fedloom.training.products import product, products
 
 from .fold import NotStackable, field_of
 from .perclient import PerClient
@@ -112,9 +112,7 @@ class LazyDense:
         large, is then read once and not at every step."""
         assert self.p is not None
         n, steps, batch = inputs.shape[:3]
-        self.ahead = inputs.new_empty(n, steps, batch, self.out)
-        for out, x, p in zip(self.ahead, inputs, self.p):
-            out.copy_(product(x.view(steps * batch, -1), p).view_as(out))
+        self.ahead = products(inputs.view(n, steps * batch, -1), self.p).view(n, steps, batch, self.out)
 
     def active(self, k: int) -> None:
         """Only the first k clients go on."""

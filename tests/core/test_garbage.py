@@ -11,9 +11,11 @@ from fedloom.engines.local import Local
 from fedloom.method import catalogue
 from fedloom.testing import Trial
 
+METHODS = ["fedavg", "fedprox", "scaffold", "feddyn", "fednova", "ditto", "fedproto", "fedavgm"]
+
 
 @pytest.mark.parametrize("engine", ["sequential", "stacked"])
-@pytest.mark.parametrize("method", ["fedavg", "fedprox", "scaffold", "feddyn", "fednova", "ditto", "fedproto", "fedavgm"])
+@pytest.mark.parametrize("method", METHODS)
 def test_jobs_leave_no_cycles(method, engine, monkeypatch):
     found: list[int] = []
     honest = Local.run_share

@@ -747,6 +747,18 @@ def test_a_vector_of_each_client_meets_the_inputs_of_all_steps_at_once(net, opti
     assert (192 in shapes) == (net is dimmed)  # its inputs are made at each step
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_layer_that_meets_the_batch_and_more_does_not_look_ahead(factor):
+    def both(model, w, batch, extras):
+        return model.losses(w, batch) + model(w, factor * batch.x).square().mean(1)
+
+    solver = SGD(lr=0.05, epochs=1, batch_size=4)
+    options = {"step": shifted, "own": ("shift",), "loss": both}
+    requests = cohort(model_of(broad), kind="image", sizes=[30, 30, 17, 3], solver=solver, **options)
+    for r, out in zip(requests, train_stacked(requests), strict=True):
+        torch.testing.assert_close(out.vector.clone(), reference(r)[0], atol=1e-11, rtol=1e-11)
+
+
 def test_what_cancels_is_not_computed(monkeypatch):
     """SCAFFOLD's new control variate is the mean gradient: a product without the old one, the start, the server's."""
     control = torch.randn(model_of(wide).layout.size, dtype=torch.float64) * 0.01

@@ -158,17 +158,15 @@ class Outcome:
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain values: a whole cohort of these is sent in every round."""
         asked = (self.asked.up, self.asked.down, self.asked.peers) if self.asked.total else ()
-        return _outcome, (_REST(self), [tuple(w) for w in self.work], asked)
+        return _outcome, (_values(self), [tuple(w) for w in self.work], asked)
 
 
-_REST = attrgetter(*(f.name for f in fields(Outcome) if f.name not in ("work", "asked")))
+_PLAIN = [f.name for f in fields(Outcome) if f.name not in ("work", "asked")]
+_values = attrgetter(*_PLAIN)
 
 
-def _outcome(rest: tuple[Any, ...], work: list[tuple[Any, ...]], asked: tuple[int, ...]) -> Outcome:
-    job, message, memory, booked, nbytes, queried, outbox, excluded, took = rest
-    return Outcome(
-        job, message, memory, booked, nbytes, [Work(*w) for w in work], queried, outbox, Ledger(*asked), excluded, took
-    )
+def _outcome(values: tuple[Any, ...], work: list[tuple[Any, ...]], asked: tuple[int, ...]) -> Outcome:
+    return Outcome(**dict(zip(_PLAIN, values)), work=[Work(*w) for w in work], asked=Ledger(*asked))
 
 
 class Engine(Protocol):

@@ -115,7 +115,7 @@ class AffineSteps:
         for layer in self.lazies:
             field = notes.inputs.get((layer.weight, layer.bias))
             if field is not None and layer.p is not None and not layer.shared:
-                layer.look_ahead(samples(self.cohort.requests, field))
+                layer.look_ahead(field, samples(self.cohort.requests, field))
 
     def _pieces(self, shift: Shift, start: Tensor | None) -> list[Tensor] | None:
         """The constant of the step for each block, `(k or 1, *shape)`."""

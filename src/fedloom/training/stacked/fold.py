@@ -29,7 +29,7 @@ class Notes:
 
     Attributes:
         dense: (weight, bias) names of dense layers met by `F.linear`, and the rows of input per sample.
-        inputs: of those whose input is a field of the batch as it is, that field.
+        inputs: of those that meet a field of the batch as it is, and nothing else, that field.
         other: names of weights that met any other operator.
         direct: the loss uses the weight vector itself.
     """

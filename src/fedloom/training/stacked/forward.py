@@ -129,6 +129,7 @@ def _look(twin: Twin, pair: list[Training]) -> Notes | NotStackable:
     finally:
         FOLD.notes = None
     notes.dense = {pair: rows / len(_WIDTHS) for pair, rows in notes.dense.items()}
+    notes.inputs = {pair: name for pair, name in notes.inputs.items() if notes.dense[pair] == 1}
     return notes
 
 

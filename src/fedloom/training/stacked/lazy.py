@@ -71,7 +71,7 @@ class LazyDense:
         p, pb: the second vector's pieces, `(n, out, in)` and `(n, out)`, or one `(1, ...)`.
         sums: for each client what p is the sum of, where that is known.
         inputs: A, `(n, capacity, in)`.
-        ahead: x p^T for the samples x of all steps, `(n, steps, batch, out)`, where these are fields of the batch.
+        ahead: x p^T for the inputs x of all steps, `(n, steps, batch, out)`, where these are a `field` of the batch.
         live, live_p, live_pb, live_ahead: those of the clients that go on.
         r: rows so far.
     """
@@ -88,6 +88,7 @@ class LazyDense:
         self.p = self.live_p = cast("Tensor | None", None)
         self.pb = self.live_pb = cast("Tensor | None", None)
         self.ahead = self.live_ahead = cast("Tensor | None", None)
+        self.field = ""
         self.sums: Sequence[Terms] | None = None
         self.held: list[tuple[Tensor, Tensor]] = []
         self.k = self.r = 0
@@ -107,10 +108,11 @@ class LazyDense:
         if velocity is not None:
             self.v.rows = _room(self.v.rows, n, rank, self.out, w0)
 
-    def look_ahead(self, inputs: Tensor) -> None:
+    def look_ahead(self, field: str, inputs: Tensor) -> None:
         """Take the products of p with the inputs of all steps, `(n, steps, batch, ...)`, at once: p, which may be
         large, is then read once and not at every step."""
         assert self.p is not None
+        self.field = field
         n, steps, batch = inputs.shape[:3]
         self.ahead = products(inputs.view(n, steps * batch, -1), self.p).view(n, steps, batch, self.out)
 
@@ -325,7 +327,7 @@ class _Lazy(torch.autograd.Function):
             t = torch.bmm(x3, l.live[:, :r].mT)
             z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.live[:, :r])
         if l.live_p is not None and l.w.u:
-            if l.live_ahead is not None and l.live_ahead.shape[2] == x3.shape[1] and field_of(x) is not None:
+            if l.live_ahead is not None and l.live_ahead.shape[2] == x3.shape[1] and field_of(x) == l.field:
                 z.add_(l.live_ahead[:, r // x3.shape[1]], alpha=l.w.u)
             else:
                 _add_shift(z, x3, l.live_p.mT, l)

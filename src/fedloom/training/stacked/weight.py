@@ -168,7 +168,7 @@ def used_densely(weight: Weight, bias: Any, input: Tensor) -> None:
         FOLD.notes.other.add(weight.name)
     at, rows = (weight.name, own), input.shape[:-1].numel() / max(FOLD.sizes)
     FOLD.notes.dense[at] = FOLD.notes.dense.get(at, 0.0) + rows
-    if rows == 1 and (name := field_of(input)) is not None:
+    if (name := field_of(input)) is not None:
         FOLD.notes.inputs[at] = name
 
 

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import fedloom as fl
 from fedloom.engines.heap import Heap, WorkerSide, at
 from fedloom.engines.mail import read, write
 from fedloom.engines.team import WorkerDied
+from fedloom.engines.workers import _homes
 from fedloom.errors import ClientFailure
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -80,6 +82,13 @@ class Odd(fl.Method):
 class Process(Odd):
     def also(self, client: fl.Client) -> None:
         client.memory["process"] = os.getpid()
+
+
+class Roams(Odd):
+    """Clients keep how many cores they may run on while they work."""
+
+    def also(self, client: fl.Client) -> None:
+        client.memory["cores"] = len(os.sched_getaffinity(0))
 
 
 class Dies(Odd):
@@ -183,6 +192,35 @@ def test_questions_are_answered_here() -> None:
     run = played(Asks())
     assert len({run.memories[i]["process"] for i in range(8)} - {os.getpid()}) == 2
     assert torch.allclose(run.params, played(Asks(), engine="sequential").params, atol=1e-5)
+
+
+def test_as_many_workers_as_cores_wait_on_one_each_and_work_on_any() -> None:
+    everywhere = os.sched_getaffinity(0)
+    homes: list[set[int]] = []
+
+    def waiting(event: dict[str, object]) -> None:
+        if event["event"] != "round":
+            return
+        workers = [p for p in multiprocessing.active_children() if p.name == "fedloom-worker" and p.pid]
+        until = time.monotonic() + 10
+        while time.monotonic() < until:  # one has answered a moment before it is home
+            homes[:] = [os.sched_getaffinity(p.pid) for p in workers if p.pid]
+            if all(len(home) == 1 for home in homes):
+                return
+
+    count = len(everywhere)
+    if count == 1:
+        pytest.skip("there is one core")
+    run = played(Roams(), workers=count, observers=[waiting])
+    assert sorted(map(sorted, homes)) == [[core] for core in sorted(everywhere)]
+    assert {run.host.memories[i]["cores"] for i in range(8)} == {count}
+
+
+def test_fewer_workers_than_cores_wait_on_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedloom.engines.workers.cores", lambda: [2, 5, 6])
+    assert _homes(2) == [[2, 5, 6]] * 2
+    assert _homes(3) == [[2], [5], [6]]
+    assert _homes(4) == [[2, 5, 6]] * 4
 
 
 def test_shared_memory_is_given_back() -> None:

@@ -165,9 +165,11 @@ def findings() -> Iterator[tuple[str, bool | None, str]]:
     """Name, whether it is fine (None: optional and absent), and a sentence."""
     import torch
 
+    from fedloom.engines.threads import cores
+
     yield "python", sys.version_info >= (3, 11), f"{platform.python_version()} (3.11 or newer)"
     yield "fedloom", True, metadata.version("fedloom")
-    yield "torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    yield "torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads on {len(cores())} cores"
     if torch.cuda.is_available():
         yield "cuda", True, f"{torch.cuda.get_device_name()}, {torch.cuda.device_count()} device(s)"
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +14,7 @@ from .debug import Debug
 from .fold import Fold, Total
 from .local import Local
 from .team import Cluster
+from .threads import cores
 from .workers import Workers, can_fork
 
 NAMES = ("auto", "sequential", "stacked", "pool", "ray", "debug")
@@ -57,8 +57,7 @@ def make(
         return Local(plan, Trainer("plain", chosen), 1, answer, name="sequential")
     if name == "stacked":
         return Local(plan, Trainer("stacked", chosen), 1, answer)
-    cores = os.cpu_count() or 1
-    count = workers or (1 if on_gpu else min(cores, 8))
+    count = workers or (1 if on_gpu else min(len(cores()), 8))
     trainer = Trainer("auto", chosen)
     if name == "ray":
         from .ray import Actors, need_ray

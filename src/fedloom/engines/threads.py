@@ -1,11 +1,28 @@
-"""How many threads PyTorch's operators may use."""
+"""Cores there are, and how many threads PyTorch's operators may use."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
 
 import torch
 
 _LARGE = 4 << 20
 """Numbers in a vector from which the server's arithmetic on it gains by a second thread."""
+
+
+def cores() -> list[int]:
+    """Those this process may use, by number: not all of the machine's in a container, or under `taskset`."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def stay_on(these: Sequence[int]) -> None:
+    """Have this process run on these cores only; on any, where they are no longer its own."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, these)
 
 
 class intra_op:

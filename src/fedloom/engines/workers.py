@@ -25,6 +25,7 @@ from .fold import Fold
 from .heap import Heap, ParentSide, WorkerSide
 from .mail import UNWRITABLE, read, sendable, write
 from .team import Chunk, Run, Share, WorkerDied, kept_here, with_job, without_job
+from .threads import cores, stay_on
 
 if TYPE_CHECKING:
     from fedloom.training import Trainer
@@ -59,7 +60,7 @@ class Workers:
         self.close()
         heaps = [Heap() for _ in range(self._count)]
         self._tensors.watch(heaps)
-        self._team = [_Worker(heap, self._serve) for heap in heaps]
+        self._team = [_Worker(heap, home, self._serve) for heap, home in zip(heaps, _homes(self._count))]
 
     def map(self, fold: Fold | None, shares: Sequence[Share], first: int = 0) -> Iterator[tuple[int, list[Chunk]]]:
         """What came of each share from `first` on, with its place, as they come; each is run by whoever is free.
@@ -151,23 +152,26 @@ class Workers:
         return chunks
 
     # ------------------------------------------------------------ there
-    def _serve(self, heap: Heap, pipe: Connection) -> None:
-        """A worker's life: a share in, its outcomes out."""
+    def _serve(self, heap: Heap, pipe: Connection, home: Sequence[int]) -> None:
+        """A worker's life: a share in, its outcomes out. It waits at home, and is free to be moved while it works."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
         torch.set_num_threads(1)
         gc.freeze()  # what was there at the fork is no garbage
         gc.set_threshold(_GARBAGE, 10, 10)
         tensors = WorkerSide(heap, self._plan)
+        everywhere = cores()
 
         def ask(question: Any, id: int) -> Any:
             pipe.send_bytes(write(("ask", question, id), tensors))
             return read(pipe.recv_bytes(), tensors)
 
         while True:
+            stay_on(home)
             try:
                 letter = pipe.recv_bytes()
             except (EOFError, OSError):
                 return
+            stay_on(everywhere)
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 try:
@@ -189,14 +193,16 @@ class Workers:
 class _Worker:
     """One process, its pipe and its heap."""
 
-    def __init__(self, heap: Heap, serve: Callable[[Heap, Connection], None]) -> None:
+    def __init__(
+        self, heap: Heap, home: Sequence[int], serve: Callable[[Heap, Connection, Sequence[int]], None]
+    ) -> None:
         self.heap = heap
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
 
         def life() -> None:
             ours.close()
-            serve(heap, theirs)
+            serve(heap, theirs, home)
 
         self.pipe, self.process = ours, context.Process(target=life, name="fedloom-worker", daemon=True)
         with warnings.catch_warnings():  # of threads at a fork: a worker uses nothing that one of them could hold
@@ -208,6 +214,13 @@ class _Worker:
         self.pipe.close()
         self.process.terminate()
         self.process.join()
+
+
+def _homes(count: int) -> list[list[int]]:
+    """The cores each worker waits on: where there are as many workers as cores, one of its own. Two that were woken on
+    the same core, as happens when no other is idle, would share it until the system looks again, after some 4 ms."""
+    all = cores()
+    return [[core] for core in all] if count == len(all) else [all] * count
 
 
 def can_fork() -> bool:

@@ -265,6 +265,31 @@ def test_tensors_travel_beside_the_letter() -> None:
     assert told["p"] == plan.method.local
 
 
+SHORT = {
+    "strided": torch.randn(4, 6).t(),
+    "half": torch.randn(3, dtype=torch.bfloat16),
+    "complex": torch.randn(5, dtype=torch.complex64),
+    "truth": torch.tensor([True, False]),
+    "number": torch.tensor(2.5, dtype=torch.float64),
+    "empty": torch.empty(0, 3, dtype=torch.int16),
+    "turned": torch.arange(6).view(2, 3).flip(0)[:, 1:],
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short_tensors_are_in_the_letter(name: str) -> None:
+    plan, sent = played(Odd(), engine="sequential", rounds=1).host.plan, SHORT[name]
+    letter = write([sent, sent], WorkerSide(Heap(), plan))
+    first, second = read(letter, WorkerSide(Heap(), plan))
+    assert first is second
+    assert first.dtype == sent.dtype
+    assert torch.equal(first, sent)
+    assert first.data_ptr() % 64 == 0
+    before = sent.clone()
+    first.view(-1).zero_()  # it is its reader's
+    assert torch.equal(sent, before)
+
+
 def test_memory_outlives_the_workers() -> None:
     memories = played(fl.method_named("scaffold")()).host.memories
     gc.collect()

@@ -1,8 +1,9 @@
-"""What one process tells another about jobs: pickled text, with tensors beside it and programs by their place."""
+"""What one process tells another about jobs: pickled text, longer tensors beside it, programs by their place."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import pickle
 from types import MethodType
@@ -21,8 +22,12 @@ UNWRITABLE = (pickle.PicklingError, AttributeError, TypeError)
 """What pickle raises for lambdas, open files and the like."""
 
 
+_SHORT = 1 << 14
+"""Bytes of a tensor up to which it is written into the letter: quicker than telling where it lies."""
+
+
 class Tensors(Protocol):
-    """Carries the tensors of letters; both sides have the plan."""
+    """Carries the longer tensors of letters; both sides have the plan."""
 
     plan: Plan
 
@@ -70,12 +75,28 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:  # not asked about numbers, text and containers, most of a letter
         if isinstance(obj, Tensor):
             tensor = settled(obj).detach()
-            plain = tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_conj()
-            return (claimed, (self.tensors.place(obj, tensor),)) if plain else NotImplemented
+            if not (tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.is_conj()):
+                return NotImplemented
+            if tensor.nbytes <= _SHORT:
+                return told, _text(tensor)
+            return claimed, (self.tensors.place(obj, tensor),)
         if isinstance(obj, MethodType):
             with contextlib.suppress(ConfigError):  # of something else: pickled as it is
                 return placed, (self.tensors.plan.place(obj),)
         return NotImplemented
+
+
+def _text(tensor: Tensor) -> tuple[bytearray, torch.dtype, tuple[int, ...]]:
+    """Contents, type and shape."""
+    tensor = tensor.contiguous()
+    return bytearray(ctypes.string_at(tensor.data_ptr(), tensor.nbytes)), tensor.dtype, tuple(tensor.shape)
+
+
+def told(contents: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """The tensor a letter holds; a copy, as products may depend on how numbers are aligned."""
+    if not contents:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(contents, dtype=dtype).view(shape).clone()
 
 
 def claimed(place: Any) -> Tensor:

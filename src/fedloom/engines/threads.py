@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -23,6 +26,16 @@ def stay_on(these: Sequence[int]) -> None:
     """Have this process run on these cores only; on any, where they are no longer its own."""
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, these)
+
+
+def core() -> int:
+    """The one this thread runs on at the moment; -1 where the system does not say."""
+    return _asks_for_core()()
+
+
+@functools.cache
+def _asks_for_core() -> Callable[[], int]:
+    return getattr(ctypes.CDLL(None), "sched_getcpu", lambda: -1) if sys.platform == "linux" else lambda: -1
 
 
 class intra_op:

@@ -25,7 +25,7 @@ from .fold import Fold
 from .heap import Heap, ParentSide, WorkerSide
 from .mail import UNWRITABLE, read, sendable, write
 from .team import Chunk, Run, Share, WorkerDied, kept_here, with_job, without_job
-from .threads import cores, stay_on
+from .threads import core, cores, stay_on
 
 if TYPE_CHECKING:
     from fedloom.training import Trainer
@@ -88,8 +88,9 @@ class Workers:
             while busy or came or (todo and idle and not errors):
                 while todo and idle and not errors:
                     k = todo.popleft()
-                    if self._send(idle[-1], fold, shares[k]):
-                        worker = idle.pop()
+                    worker = _elsewhere(idle)
+                    if self._send(worker, fold, shares[k]):
+                        idle.remove(worker)
                         busy[worker.pipe] = worker, k
                     else:
                         came.append((k, self.run(fold, shares[k], self.answer)))
@@ -196,7 +197,7 @@ class _Worker:
     def __init__(
         self, heap: Heap, home: Sequence[int], serve: Callable[[Heap, Connection, Sequence[int]], None]
     ) -> None:
-        self.heap = heap
+        self.heap, self.home = heap, home
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
 
@@ -220,7 +221,13 @@ def _homes(count: int) -> list[list[int]]:
     """The cores each worker waits on: where there are as many workers as cores, one of its own. Two that were woken on
     the same core, as happens when no other is idle, would share it until the system looks again, after some 4 ms."""
     all = cores()
-    return [[core] for core in all] if count == len(all) else [all] * count
+    return [[one] for one in all] if count == len(all) else [all] * count
+
+
+def _elsewhere(idle: Sequence[_Worker]) -> _Worker:
+    """One that does not wait on this core, if there is one: woken here, it would hold up what is sent to the others."""
+    here = [core()]
+    return next((worker for worker in idle if worker.home != here), idle[0])
 
 
 def can_fork() -> bool:

@@ -127,25 +127,28 @@ class _Stream:
             t1 = min(t0 + _STEPS, counts[0])
             active = [bisect_left(counts, -t, key=neg) for t in range(t0, t1)]
             index = self.index(active[0], t0, t1, counts)
-            seeds = self._seeds(active[0], t0, t1, counts)
+            matrix = self._seeds(active[0], t0, t1, counts)
+            seeds = [self._even(a, self.width) for a in active] if matrix is None else self._each(matrix, active)
             columns = [self._gathered(t, index, active) for t in tensors]
-            for i, (a, *batch) in enumerate(zip(active, *columns)):
-                n = a * self.width
-                batch = [x if len(x) == n else x[:n] for x in batch]
-                seed = self._even(a, self.width) if seeds is None else seeds[i, :n]
-                if self.exact and (real := self.schedules[0].counts[t0 + i]) != self.width:
+            padded = matrix is not None and not self.exact
+            for real, a, seed, *batch in zip(self.schedules[0].counts[t0:t1], active, seeds, *columns):
+                if self.exact and real != self.width:
                     batch = [x.unflatten(0, (a, -1))[:, :real].flatten(0, 1) for x in batch]
                     seed = self._even(a, real)
-                yield Data.cut(dict(zip(names, batch)), seed.numel()), seed, seeds is not None and not self.exact
+                yield Data.cut(dict(zip(names, batch)), seed.numel()), seed, padded
 
     def _gathered(self, column: Tensor, index: Tensor, active: Sequence[int]) -> Iterator[Tensor]:
-        """Samples `(active * width or more, ...)` of each step; several steps at once where they are small."""
+        """Samples `(active * width, ...)` of each step; several steps at once where they are small."""
         nbytes = column[:1].numel() * column.element_size()
         window = max(1, _BYTES // max(1, nbytes * active[0] * self.width))
         for at in range(0, len(index), window):
             rows = index[at : at + window, : active[at] * self.width]
             samples = column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])
-            yield from samples.unbind(0)
+            yield from self._each(samples, active[at : at + window])
+
+    def _each(self, rows: Tensor, active: Sequence[int]) -> Iterator[Tensor]:
+        """What each step's active clients have of rows `(steps, active[0] * width, ...)`."""
+        return (x if a == active[0] else x[: a * self.width] for a, x in zip(active, rows.unbind(0)))
 
     def index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
         """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""

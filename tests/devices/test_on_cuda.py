@@ -25,7 +25,7 @@ from fedloom.training.hooks import sharpness_aware
 torch.set_num_threads(1)
 METHODS = (
     *("fedavg", "fedprox", "scaffold", "feddyn", "fedadam", "fedbn", "ifca", "fedbuff", "feddf", "heterofl", "fedit"),
-    *("dfedavgm", "fjord", "fedmp", "fedkseed", "moon", "prunefl"),
+    *("dfedavgm", "fjord", "fedmp", "fedkseed", "moon", "prunefl", "gi-unstale"),
 )
 
 
@@ -65,6 +65,13 @@ def test_a_method(id: str, engine: str):
         assert same(here, there)
     assert paths(here) == paths(there)
     assert here.history.filter(like="accuracy").equals(there.history.filter(like="accuracy"))
+
+
+def test_masks_that_follow_from_the_model():
+    trial = Trial(fl.EveryParameterMatters, policy="magnitude")
+    here = trial.run()
+    with pretended():
+        assert same(here, trial.run(device="cuda"))
 
 
 @pytest.mark.parametrize("id", ["fedavg", "scaffold", "ifca", "adafed"])

@@ -47,7 +47,8 @@ def coverage(params: Tensor, sent: Sequence[Tensor], got: Covered | None = None)
         params: the network `(d,)` the sub-models were cut from; `sent` the entries of each.
         got: the sum of what came back, weight 1 each; without it all that were sent are counted.
     """
-    held = torch.cat([*sent, torch.empty(0, dtype=torch.long)]).bincount(minlength=len(params))
+    places = [torch.empty(0, dtype=torch.long), *(index.cpu() for index in sent)]
+    held = torch.cat(places).bincount(minlength=len(params))
     whole = float(params.square().sum())
     least = min((float(params[index].square().sum()) for index in sent), default=whole)
     return Coverage(held if got is None else got.held.round().long(), 1 - least / whole if whole else 0.0)

@@ -110,7 +110,7 @@ class EveryParameterMatters(SubModels):
     # ------------------------------------------------------------ masks that follow from theta
     async def masked(self, client: Client, params: At) -> Message:
         """params: the entries this client's mask keeps."""
-        inside = torch.zeros(params.size, dtype=torch.bool)
+        inside = torch.zeros(params.size, dtype=torch.bool, device=params.index.device)
         inside[params.index] = True
         out = await client.train(params.dense(), solver=self.solver, only=inside)
         return Message(params=At(params.index, out.vector[params.index], params.size, known=True))

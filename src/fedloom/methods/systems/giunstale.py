@@ -107,7 +107,8 @@ class GiUnstale(Method):
 
     @classmethod
     def example(cls) -> dict[str, Any]:
-        return {"method": cls(cohort=4, period=0.05, solver=SGD(lr=0.1, epochs=1, batch_size=4), search=3)}
+        """Rounds so short that updates of every kind arrive."""
+        return {"method": cls(cohort=4, period=0.03, solver=SGD(lr=0.1, epochs=1, batch_size=4), search=3)}
 
     def start(self, clients: Clients, before: GiUnstaleState | None = None) -> GiUnstaleState:
         return GiUnstaleState(params=before.params if before else clients.model.initial())

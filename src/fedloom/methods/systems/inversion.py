@@ -36,7 +36,7 @@ def first_guess(model: Model, w: Tensor, m: int, rng: torch.Generator) -> Guess:
     example = None if model.example is None else model.example[0]
     if example is None or not example.is_floating_point():
         raise NotSupported("gradient inversion moves inputs, so they are real numbers, and one is known to the model")
-    x = torch.randn(m, *example.shape[1:], generator=rng, dtype=w.dtype)
+    x = torch.randn(m, *example.shape[1:], generator=rng, dtype=w.dtype).to(w.device)
     return Guess(x, w.new_zeros(m, model(w, x[:1]).shape[-1]))
 
 

@@ -124,6 +124,16 @@ def test_a_group_can_be_the_test_set():
         Federation.from_arrays(x, y, partition="domains", groups=groups, test="painting")
 
 
+def test_a_fraction_of_more_than_a_test_group_leaves_is_refused():
+    x, y = numbered(90)
+    groups = np.array(["art", "photo", "sketch"]).repeat([10, 60, 20])
+    hold = lambda public: Federation.from_arrays(x, y, 2, "iid", groups=groups, test="photo", public=public)  # noqa: E731
+    assert len(hold(0.3).public) == 27
+    for public in (0.4, 1 / 3):
+        with pytest.raises(DataError, match=r"public=.* of 90 samples is 3\d, .*: 30 are not held out yet"):
+            hold(public)
+
+
 def test_client_names_follow_their_groups():
     x, y = numbered(60)
     speakers = np.array(["zoe", "ann", "bob"])[np.arange(60) % 3]
@@ -467,6 +477,9 @@ def test_fields_may_not_shadow_words_of_data():
 def test_offsets_are_checked():
     for offsets, says in (([0, 10], "from"), ([0, 50, 40], "never fall"), ([1, 40], "from"), ([40], "from")):
         with pytest.raises(DataError, match=says):
+            Federation.from_offsets({"x": X}, offsets)
+    for offsets, says in (([0, 10.5, 40], "float64 of shape"), ([[0, 10], [10, 40]], r"of shape \(2, 2\)")):
+        with pytest.raises(DataError, match=f"a row of whole numbers; given .*{says}"):
             Federation.from_offsets({"x": X}, offsets)
     with pytest.raises(DataError, match="1 of 3 clients have no samples"):
         Federation.from_offsets({"x": X}, [0, 20, 20, 40])

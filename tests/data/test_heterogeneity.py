@@ -1,6 +1,7 @@
 """The report: measures against independent numbers, bounds on its work, and its figures."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 from fedloom.data import Data, Federation, federate, heterogeneity
+from fedloom.data.fields import IGNORE
 from fedloom.data.report import gini, jensen_shannon, total_variation
 from fedloom.errors import DataError
 
@@ -43,6 +45,30 @@ def test_two_opposite_clients_by_hand():
     assert found["labels"]["total_variation"] == 0.5
     assert found["labels"]["classes_per_client"] == 1.0
     assert found["quantity"] == {"mean": 2.0, "min": 2, "median": 2.0, "max": 2, "empty": 0, "gini": 0.0, "cv": 0.0}
+
+
+def test_feature_skew_of_unequal_clients_is_that_of_plain_loops():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(at, scale, (n, 3)) for at, scale, n in ((0, 1, 5), (1, 3, 9), (-2, 0.5, 2))]
+    fed = Federation.from_clients([Data(x=torch.tensor(part)) for part in parts], client_test=0.0)
+    found = heterogeneity(fed)["features"]
+    pooled = np.concatenate(parts)
+    centre, scale = pooled.mean(0), pooled.std(0)
+    size = lambda v: np.sqrt(np.mean((v / scale) ** 2))  # noqa: E731
+    means = [part.mean(0) for part in parts]
+    assert found["shift"] == pytest.approx(np.mean([size(m - centre) for m in means]))
+    assert found["pairwise"] == pytest.approx(np.mean([size(a - b) for a, b in combinations(means, 2)]))
+    assert found["shift_iid"] == pytest.approx(np.mean([np.sqrt(1 / n - 1 / 16) for n in (5, 9, 2)]))
+    own = [np.sqrt(part.var(0, ddof=1).sum()) for part in parts]
+    assert found["spread"] == pytest.approx(np.mean([abs(np.log2(o / np.median(own))) for o in own]))
+    shifts = [np.sqrt(np.mean([((m - centre) / scale)[k] ** 2 for m in means])) for k in range(3)]
+    assert {e["input"]: e["shift"] for e in found["largest"]} == pytest.approx(dict(enumerate(shifts)))
+    assert [e["shift"] for e in found["largest"]] == pytest.approx(sorted(shifts, reverse=True))
+
+
+def test_a_class_of_one_sample_is_a_class_held():
+    fed = Federation.from_clients([Data(x=torch.zeros(len(y), 1), y=torch.tensor(y)) for y in ([0, 1, 1], [2])])
+    assert heterogeneity(fed)["labels"]["classes_per_client"] == 1.5
 
 
 def test_each_skew_shows_where_it_should():
@@ -101,3 +127,15 @@ def test_clients_of_different_shapes_have_no_feature_skew():
     fed = Federation.generated(3, 4, lambda i: (torch.rand(4, i + 1), torch.zeros(4, dtype=torch.int64)), classes=2)
     assert "features" not in heterogeneity(fed)
     assert heterogeneity(fed)["labels"]["jensen_shannon"] == 0.0
+
+
+def test_positions_without_a_label_are_no_class():
+    ignored = torch.full((20, 3), IGNORE)
+    some = ignored.clone()
+    some[:, 0] = torch.arange(20) % 2
+    half = Federation.from_arrays(torch.rand(20, 3), some, 2)
+    assert half.classes == 2
+    assert heterogeneity(half)["labels"]["classes_per_client"] == 2
+    none = Federation.from_arrays(torch.rand(20, 3), ignored, 2)
+    assert none.classes is None
+    assert "labels" not in heterogeneity(none)

@@ -39,6 +39,16 @@ def test_labels_may_be_text(kind):
         Federation.from_arrays(ids, y, 5, test=(ids[:3], kind(["cat", "fox", "fox"])))
 
 
+@pytest.mark.parametrize("kind", [list, pd.Series, lambda names: np.asarray(names, dtype=object)])
+@pytest.mark.parametrize("gap", [float("nan"), None])
+def test_a_name_that_is_missing_is_no_class_and_no_client(kind, gap):
+    names = kind(["cat", "eel", gap] * 20)
+    with pytest.raises(DataError, match=r"labels y: 20 of 60 are missing \(first: sample 2\)"):
+        Federation.from_arrays(X, names, 5)
+    with pytest.raises(DataError, match=r"groups: 20 of 60 are missing \(first: sample 2\)"):
+        Federation.from_arrays(X, Y, groups=names)
+
+
 def test_whole_numbers_are_standardised_as_numbers():
     x = np.arange(60)[:, None] * [[1, 0]] + [[0, 7]]
     table = Federation.from_arrays(x, Y, 3, standardise=True, client_test=0.0).table

@@ -40,6 +40,11 @@ def hold_out(
             held[key] = None
         elif isinstance(given, float | int):
             count = round(given * len(whole))
+            if count >= len(left):
+                raise DataError(
+                    f"{key}={given!r} of {len(whole)} samples is {count}, which leaves no client any: {len(left)} are "
+                    f"not held out yet. Give a smaller fraction, or {key}=(x, y)"
+                )
             # an equal share of every group: its last samples, or random ones
             queue = left if ordered else numbers(seed, "hold out", key).permutation(left)
             g = np.zeros(len(queue)) if group is None else group.numpy()[queue]

@@ -88,12 +88,8 @@ def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
         raise DataError(f"groups are one name or number per sample; given an array of shape {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"groups: {int((~np.isfinite(array)).sum())} of {len(array)} are NaN or infinite")
-    if array.dtype.kind == "O":
-        import pandas as pd
-
-        empty = pd.isna(array)
-        if empty.any():
-            raise DataError(f"groups: {int(empty.sum())} of {len(array)} are missing (first: sample {empty.argmax()})")
+    if array.dtype.kind in "OUM":
+        _refuse_missing(values, "groups")
         array = array.astype(str)
     names, index = np.unique(array, return_inverse=True)
     return torch.from_numpy(index.astype(np.int64)), tuple(str(name) for name in names)
@@ -104,7 +100,18 @@ def label_names(labels: Any) -> tuple[str, ...]:
     if labels is None or isinstance(labels, Tensor):
         return ()
     array = _array(labels, "y")
+    if array.ndim == 1 and array.dtype.kind in "OU":
+        _refuse_missing(labels, "labels y")
     return tuple(np.unique(array).tolist()) if array.ndim == 1 and array.dtype.kind == "U" else ()
+
+
+def _refuse_missing(names: Any, what: str) -> None:
+    """Looks at what was given, as NumPy makes texts of missing ones: "nan", a name like any other."""
+    import pandas as pd
+
+    gone = pd.isna(np.asarray(names, dtype=object))
+    if gone.any():
+        raise DataError(f"{what}: {int(gone.sum())} of {len(gone)} are missing (first: sample {gone.argmax()})")
 
 
 def label_numbers(labels: Any, names: Sequence[str], where: str) -> np.ndarray:
@@ -204,7 +211,7 @@ def label_count(parts: Iterable[Data | None]) -> int | None:
     largest = [
         int(p["y"].max()) + 1 for p in parts if p and "y" in p and not p["y"].is_floating_point() and p["y"].numel()
     ]
-    return max(largest, default=None)
+    return max([n for n in largest if n > 0], default=None)
 
 
 def standardised(data: Data, columns: Tensor, train: Data, dtype: torch.dtype = torch.float32) -> Data:

@@ -80,6 +80,8 @@ class Rows:
     """Clients as consecutive rows of one table: client i is rows `offsets[i]:offsets[i+1]`."""
 
     def __init__(self, table: Data, offsets: np.ndarray) -> None:
+        if offsets.ndim != 1 or offsets.dtype.kind not in "iu":
+            raise DataError(f"offsets are a row of whole numbers; given {offsets.dtype} of shape {offsets.shape}")
         self.table, self.offsets = table, np.ascontiguousarray(offsets, dtype=np.int64)
         if len(offsets) < 2 or self.offsets[0] != 0 or self.offsets[-1] != len(table):
             raise DataError(

@@ -102,6 +102,8 @@ def _histograms(fed: Federation, ids: Sequence[int]) -> np.ndarray | None:
     if "y" not in first or first["y"].is_floating_point():
         return None
     labels = [y[y >= 0] for y in (fed.local(i)["y"].flatten().cpu() for i in ids)]
+    if not any(map(len, labels)):
+        return None
     classes = fed.classes or max(int(y.max()) + 1 for y in labels if len(y))
     return np.stack([torch.bincount(y, minlength=classes).numpy() for y in labels])
 

@@ -124,6 +124,18 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, mo
         (["run", "fedavg", "--world", "speed=1"], "spread"),
         (["run", "nopackage:Thing"], "cannot load"),
         (["compare", "fedavg", "fedavg"], "given twice"),
+        (["run", "fedavg", "fedprox"], "Say: fedloom compare fedavg fedprox"),
+        (["run", "fedavg", "solver.lr=1", "cohort=2"], "Say: fedloom run fedavg --set solver.lr=1 --set cohort=2"),
+        (["run", "fedprox:mu"], "fedprox:cohort=5; given 'fedprox:mu'"),
+        (["run", "./my/own.py:Mine"], "my.own:Mine; given './my/own.py:Mine'"),
+        (["run", "fedavg", "--world", "spread"], "--world spread=0.5"),
+        (["run", "fedavg", "--rounds", "ten"], "--rounds takes a whole number; given 'ten'"),
+        (["run", "fedavg", "--val", "half"], "--val takes a number; given 'half'"),
+        (["compare", "fedavg", "--seeds", "0"], "greater than or equal to 1; given '0'"),
+        (["serve", "x.toml", "--log-format", "yaml"], "'text', 'json'; given 'yaml'"),
+        (["resume", "a", "b"], "for example: fedloom resume runs/"),
+        (["check"], "for example: fedloom check scaffold"),
+        (["rn", "fedavg"], "Did you mean 'run'"),
         (["resume", "nowhere"], "nowhere"),
         (["report", "nowhere"], "not a run directory"),
         (["show", "scafold"], "Did you mean 'scaffold'"),
@@ -139,6 +151,21 @@ def test_what_cannot_be_is_one_message_and_exit_code_2(capsys, tmp_path, monkeyp
     assert "Traceback" not in err
     assert not out
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_settings_behind_a_methods_name_are_those_of_set(capsys, tmp_path: Path):
+    words = ["run", "fedprox:mu=0.5,cohort=2", *QUICK, "--set", "solver.lr=0.05", "--no-report", "--json"]
+    code, printed, _ = ran(capsys, *words, "-o", str(tmp_path / "r"))
+    chosen = json.loads(printed)["hyperparameters"]
+    assert code == 0
+    assert (chosen["mu"], chosen["cohort"], chosen["solver"]["lr"]) == (0.5, 2, 0.05)
+
+
+@pytest.mark.parametrize("words", [[], ["certs"]])
+def test_no_words_are_answered_with_the_help(capsys, words):
+    code, out, _ = ran(capsys, *words)
+    assert code == 0
+    assert "Usage: fedloom" in out
 
 
 def test_debug_shows_the_traceback():

@@ -13,7 +13,6 @@ from . import catalogue, checking, deploying, running
 
 app = typer.Typer(
     name="fedloom",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

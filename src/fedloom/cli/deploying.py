@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fedloom.deploy.logs import Event
 
 certs = typer.Typer(
-    no_args_is_help=True,
     help="Make, hand out and withdraw the certificates of a federation.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

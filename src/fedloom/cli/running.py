@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 @with_training
 def run(
     options: Training,
-    method: Annotated[str | None, typer.Argument(help="Id of a method, or module:Class.", show_default=False)] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Argument(help="Id of a method, or module:Class; its settings, e.g. fedprox:mu=0.1.", show_default=False),
+    ] = None,
 ) -> None:
     """Train with one method.
 
@@ -41,7 +44,7 @@ def run(
 
     Ctrl-C stops it; fedloom resume continues it to the same end.
     """
-    given = {**({} if method is None else {"method": method}), **options.given()}
+    given = {**options.given(), **_one(method or [], options.given().get("set", {}))}
     made = _recipe(options.recipe, given)
     place = options.out or _place(made.method, made.data)
     console = Console(stderr=True)
@@ -151,6 +154,25 @@ def _recipe(file: Path | None, given: dict[str, Any]) -> Recipe:
             f"leave the method out, or compare them: fedloom compare {base.method} {given['method']}"
         )
     return base.replace(**{**given, **merged})
+
+
+def _one(methods: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Method and settings of a line that names one method, or none.
+
+    Raises:
+        ConfigError: it names several, or a setting without `--set`.
+    """
+    from fedloom.runs.recipe import pairs
+
+    if len(methods) > 1:
+        bare = [word for word in methods[1:] if re.match(r"[\w.]+=", word)]
+        other = f"compare {' '.join(methods)}" if not bare else f"run {methods[0]} --set {' --set '.join(bare)}"
+        raise ConfigError(f"run takes one method; given {' '.join(methods)}. Say: fedloom {other}")
+    if not methods:
+        return {}
+    name, options = split_method(methods[0])
+    own = pairs(options, f"the method {name}:")
+    return {"method": name, **({"set": {**settings, **own}} if settings or own else {})}
 
 
 def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, Recipe]:

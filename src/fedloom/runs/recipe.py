@@ -268,7 +268,8 @@ def pairs(given: list[str], flag: str = "--set") -> dict[str, Scalar]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ConfigError(f"{flag} takes name=value, for example {flag} solver.lr=0.05; given {text!r}")
+            example = "spread=0.5" if flag == "--world" else "solver.lr=0.05"
+            raise ConfigError(f"{flag} takes name=value, for example {flag} {example}; given {text!r}")
         if name.strip() in found:
             raise ConfigError(f"{flag} {name.strip()} is given twice")
         found[name.strip()] = value.strip()

@@ -13,6 +13,7 @@ import torch
 from test_stacked import Attention, broad, cnn, cohort, dynamic, heavy_ball, mlp, model_of, no_bias, prox, shifted, wide
 from torch import Tensor, nn
 
+from fedloom.training.plain import train_plain
 from fedloom.training.request import Training
 from fedloom.training.solvers import SGD
 from fedloom.training.stacked import affine, lazy, repeat, train_stacked
@@ -88,6 +89,22 @@ class Stranger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.scale[0] = self.scale[0] * 1.01
         return self.a(x) * self.scale[0]
+
+
+class Ramp(nn.Module):
+    """A buffer counts its steps, and its output grows with them."""
+
+    def __init__(self, replaced: bool) -> None:
+        super().__init__()
+        self.a, self.replaced = nn.Linear(6, 3), replaced
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.replaced:
+            self.steps = self.steps + 1
+        else:
+            self.steps += 1
+        return self.a(x) * (1 + self.steps / 4)
 
 
 def rounds(model: Any, **options: Any) -> list[tuple[Tensor, float]]:
@@ -213,6 +230,14 @@ def test_what_need_not_be_the_same_is_not_repeated(net, why, monkeypatch):
     train_stacked(requests)
     assert [why in r.refused for r in repeated(requests).values()] == [True]
     assert len(made) >= requests[0].steps
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_buffer_that_counts_steps_goes_on_counting(replaced):
+    model = model_of(lambda: Ramp(replaced))
+    for requests in [cohort(model, sizes=sizes) for sizes in (SIZES, SIZES, *MORE)]:
+        for out, alone in zip(train_stacked(requests), train_plain(requests), strict=True):
+            torch.testing.assert_close(out.vector, alone.vector, atol=1e-11, rtol=1e-11)
 
 
 def test_another_batch_size_is_another_step():

@@ -228,7 +228,7 @@ def _written(line: _Line) -> Callable[..., Tensor]:
         body += f"    {target}{' = ' * bool(target)}{at}({given})\n"
         if i in ended:  # its memory is the next one's, still in cache
             body += f"    {' = '.join(f't{n}' for n in ended[i])} = None\n"
-    given = "".join(f", t{n}" for n in range(line.given))
+    given = "".join(f", t{n}" for n in range(line.given)) + "".join(f", t{n}=t{n}" for n in line.constants)
     exec(f"def run(clients{given}):\n{body}    return {text(line.out)}\n", names)
     return names["run"]  # type: ignore[no-any-return]
 
@@ -357,13 +357,16 @@ class Repeat:
         if repeated.refused or not repeated.met:
             repeated.met = True
             return steps.once(step)
-        recorder, chances = _Recorder(given, self.lasting()), _chances()
+        lasting = self.lasting()
+        recorder, chances = _Recorder(given, lasting), _chances()
         with recorder:
             losses = steps.once(step)
         if chances != _chances():
             recorder.refused = "the network draws random numbers of Python's or NumPy's"
         if any(t is not before for t, before in zip(steps.inside(), inside)):
             recorder.refused = "its memory had to grow"
+        if any(t is not before for t, before in zip(self.lasting(), lasting)):
+            recorder.refused = "the network puts another tensor in the place of a buffer"
         try:
             repeated.learn(recorder, losses, step.active, len(given), steps.place)
         except NotRepeatable as e:

@@ -50,6 +50,13 @@ def test_ten_times_slower_counts_a_hundredth():
     assert Oort(alpha=0).utilities(known([1.0] * 3, seconds=[1.0, 1.0, 10.0]), [0, 1, 2]) == pytest.approx(equal)
 
 
+def test_who_never_replied_has_no_duration_that_could_make_others_slow():
+    history = known([1.0, 2.0], seconds=[1.0, 8.0])
+    silent = {i: Seen(times=1, last=1) for i in range(2, 9)}
+    with_silent = replace(history, seen={**history.seen, **silent})
+    assert Oort().utilities(with_silent, [0, 1]) == Oort().utilities(history, [0, 1])
+
+
 def test_outliers_are_clipped():
     utilities = Oort(clip=0.5, bonus=0).utilities(known([1.0, 2.0, 900.0]), [0, 1, 2])
     assert utilities == pytest.approx([10, 20, 20])

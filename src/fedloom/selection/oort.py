@@ -108,7 +108,8 @@ class Oort(Policy):
         told = np.minimum(told, np.quantile(told, self.clip))
         times = np.array([s.seconds or 0.0 for s in seen])
         wait = np.array([max(s.last, 1) for s in seen])
-        preferred = np.quantile([s.seconds or 0.0 for s in history.seen.values()], history.quantile)
+        known = [s.seconds for s in history.seen.values() if s.seconds is not None]
+        preferred = np.quantile(known, history.quantile) if known else math.inf
         late = times > preferred
         slow = np.where(late, preferred / np.where(late, times, 1.0), 1.0)
         return list((told + np.sqrt(self.bonus * math.log(max(history.round, 1)) / wait)) * slow**self.alpha)

@@ -204,5 +204,8 @@ def _value(v: Any, tensors: Mapping[str, Tensor]) -> Value:
     if kind == "dict":
         return {_value(k, tensors): _value(x, tensors) for k, x in v["of"]}
     if kind in _RECORDS:
-        return _RECORDS[kind](**{k: _value(x, tensors) for k, x in v["of"]})  # their own checks run
+        parts = {k: _value(x, tensors) for k, x in v["of"]}
+        if _RECORDS[kind] is At and parts["index"].dtype == torch.bool:  # its positions take eight times the room
+            raise MessageError("an At is written with its positions, not with a mask")
+        return _RECORDS[kind](**parts)  # their own checks run
     raise MessageError(f"unknown record {kind!r} in a message; import the module that defines it first")

@@ -25,9 +25,10 @@ from fedloom.deploy.journal import Journal, Written
 from fedloom.deploy.serving import Serving
 from fedloom.deploy.wire import Reply, job_of
 from fedloom.errors import CheckpointError, FedloomError, MessageError
-from fedloom.message import At, Message
+from fedloom.message import At, Message, opened
 from fedloom.method import catalogue
 from fedloom.runs import Recipe, checkpoint
+from fedloom.written import loads, safetensors_of
 
 catalogue()
 QUICK = settings(max_examples=150, deadline=None)
@@ -101,7 +102,7 @@ RECORDS = {
     "fedloom.channel.compression.packed:Sparse": ("values", "place", "shape"),
     "fedloom.channel.compression.packed:PackedAt": ("index", "values", "size", "known"),
     "fedloom.channel.compression.packed:Plain": ("values",),
-    "fedloom.methods.systems.masks:Mask": ("place", "size"),
+    "fedloom.methods.systems.sparse:Mask": ("place", "size"),
 }
 TENSORS = {
     f"t{k}": t
@@ -134,6 +135,10 @@ def grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(rows, plain, records, fields.map(lambda of: {"$": "message", "of": of}))
 
 
+TRUE, BYTES = {"$": "tensor", "name": "true"}, {"$": "tensor", "name": "bytes"}
+ONE = {"$": "tuple", "of": [1]}
+
+
 def bytes_of(tree: Any) -> bytes:
     return safetensors.torch.save(TENSORS, metadata={"fedloom": json.dumps(tree)})
 
@@ -163,6 +168,29 @@ def test_a_reply_as_deep_as_one_likes():
         text = '{"$": "list", "of": [' * depth + inner + "]}" * depth
         body = f'{{"$": "dict", "of": [["message", {text}]]}}'
         read(safetensors.torch.save(TENSORS, metadata={"fedloom": body}))
+
+
+@pytest.mark.parametrize(
+    "small",
+    [
+        {"$": "fedloom.message:At", "of": [["index", TRUE], ["values", BYTES], ["size", 4]]},
+        {"$": "fedloom.channel.compression.packed:Signs", "of": [["signs", BYTES], ["scale", BYTES], ["shape", ONE]]},
+        {
+            "$": "fedloom.channel.compression.packed:Quantized",
+            "of": [["codes", BYTES], ["scales", BYTES], ["bits", 8], ["shape", ONE]],
+        },
+        {
+            "$": "fedloom.channel.compression.packed:Quantized",
+            "of": [["codes", BYTES], ["scales", BYTES], ["bits", 10**7], ["shape", ONE]],
+        },
+    ],
+    ids=["a mask", "more signs than entries", "more codes than entries", "more bits than a code has"],
+)
+def test_what_takes_many_times_its_bytes_to_read_is_malformed(small):
+    tensors = {"true": torch.ones(4, dtype=torch.bool), "bytes": torch.ones(4, dtype=torch.uint8)}
+    body = b"".join(safetensors_of(tensors, {"fedloom": json.dumps({"$": "message", "of": [["x", small]]})}))
+    with pytest.raises(MessageError):
+        opened(loads(body))
 
 
 # ---------------------------------------------------------------- plans, offers, jobs

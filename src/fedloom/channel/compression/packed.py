@@ -55,9 +55,9 @@ class Quantized:
         return nbytes(self.codes) + nbytes(self.scales)
 
     def dense(self) -> Tensor:
-        n, top = math.prod(self.shape), 2 ** (self.bits - 1) - 1
-        exact = exact_dtype(self.scales.dtype, self.bits)
-        levels = (unpack(self.codes, self.bits, n) - top).to(exact) / top
+        n, exact = math.prod(self.shape), exact_dtype(self.scales.dtype, self.bits)
+        codes, top = unpack(self.codes, self.bits, n), 2 ** (self.bits - 1) - 1
+        levels = (codes - top).to(exact) / top
         per = bucketed(levels, len(self.scales)) * self.scales.to(exact).unsqueeze(1)
         return per.flatten()[:n].to(self.scales.dtype).view(self.shape)
 
@@ -188,7 +188,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
-    """The way back: `(n,)` int64."""
+    """The way back: `(n,)` int64.
+
+    Raises:
+        MessageError: so many codes take another number of bytes.
+    """
+    if not 1 <= bits <= 32 or len(packed) != -(-n * bits // 8):
+        raise MessageError(f"{len(packed):,} bytes are not {n:,} codes of {bits} bits")
     if bits > 8:
         return unpack(packed[:n], 8, n) | (unpack(packed[n:], bits - 8, n) << 8)
     if bits == 8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,11 @@ def test_nothing_leaves_unmasked(tmp_path):
         table.partners[0].begun({"client": 0, "id": "job 0"}, Job(0, 0, "local", Message(), (), {}), 2)
 
 
+def _of_no_version(certificate: str) -> str:
+    body = ssl.PEM_cert_to_DER_cert(certificate)
+    return ssl.DER_cert_to_PEM_cert(body.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x1f", 1))
+
+
 def test_a_roster_is_signed_by_the_sites_on_it(tmp_path):
     table = Circled(tmp_path / "one", certs=True).until(SHARES)
     other = Circled(tmp_path / "other", certs=True).until(SHARES)
@@ -284,6 +290,7 @@ def test_a_roster_is_signed_by_the_sites_on_it(tmp_path):
         other.roster[1],  # of another authority
         {**table.roster[2], "client": 1},  # another's, in its name
         {**table.roster[1], "mask": table.roster[2]["mask"]},
+        {**table.roster[1], "certificate": _of_no_version(table.roster[1]["certificate"])},
     ]
     for entry in forged:
         with pytest.raises(Forged, match="not signed with a certificate of b"):

@@ -9,6 +9,7 @@ import sqlite3
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -167,6 +168,23 @@ def test_a_declaration_stands_and_fits_the_others(desk):
         with pytest.raises(Turned) as refused:
             b.hello({**desk.declare("b"), **odd})
         assert refused.value.status == 422
+
+
+def test_declarations_that_come_at_once_are_held_against_each_other(desk, monkeypatch):
+    journal, both = desk.serving.journal, threading.Barrier(2)
+    declare = journal.declare
+
+    def late(site: str, content: dict) -> dict:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # until the other, too, has been found to fit
+        return declare(site, content)
+
+    monkeypatch.setattr(journal, "declare", late)
+    odd = {**desk.declare("b"), "fields": {"x": [[3], "float32"], "y": [[], "int64"]}}
+    with ThreadPoolExecutor() as pool:
+        said = [pool.submit(desk.link("a").hello, desk.declare("a")), pool.submit(desk.link("b").hello, odd)]
+    assert [type(s.exception()) for s in said].count(Turned) == 1
+    assert len(journal.declarations()) == 1
 
 
 def test_transfers_go_on_where_they_stopped(desk, tmp_path):
@@ -393,6 +411,15 @@ def test_keys_are_for_their_owner_alone(tmp_path):
         authority.revoke("c")
 
 
+def test_a_certificate_stays_in_force_where_no_new_one_can_be_issued(tmp_path):
+    authority = Authority.init(tmp_path / "certs")
+    authority.issue("a")
+    (authority.folder / "ca.key").unlink()  # the authority is somewhere else
+    with pytest.raises(ConfigError, match=r"has no ca\.key"):
+        authority.issue("a")
+    assert [entry["revoked"] for entry in authority.issued().values()] == [""]
+
+
 def test_nothing_goes_in_the_clear_beyond_this_machine():
     with pytest.raises(ConfigError, match="in the clear"):
         Listener(None, "0.0.0.0:0", None)
@@ -533,6 +560,13 @@ def test_a_transfer_that_was_whole_before_a_kill_is_finished(tmp_path):
     partial.write_bytes(body)
     assert blobs.append(name_of(body), 0, body, len(body), "a") == len(body)
     assert blobs.get(name_of(body)) == body
+
+
+def test_a_new_transfer_ends_no_other_site_s(tmp_path):
+    blobs, body = Blobs(tmp_path), b"all of it"
+    blobs.append(name_of(body), 0, body[:4], len(body), "north.org")
+    blobs.append(name_of(b"another"), 0, b"ano", 7, "org")
+    assert blobs.received(name_of(body), "north.org") == 4
 
 
 def test_a_folder_is_one_federation_s(tmp_path):

@@ -74,7 +74,7 @@ class Service:
         self.complete = threading.Event()
         self.refused: dict[str, int] = {}
         self._handed: dict[str, tuple[str, float]] = {}
-        self._replies = asyncio.Semaphore(_REPLIES)
+        self._replies, self._declaring = asyncio.Semaphore(_REPLIES), asyncio.Lock()
         self._bells: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._agree()
 
@@ -124,10 +124,11 @@ class Service:
         content, clients = await self._said(request, Declared), self.offer.terms.names[site]
         if len(content["sizes"]) != clients:
             raise Halt(422, f"{site} is {clients} clients here, and said sizes of {len(content['sizes'])}")
-        others = {s: d for s, d in self.journal.declarations().items() if s != site}
-        if why := compatible(content, others):
-            raise Halt(409, f"the data of {site} cannot join: {why}")
-        stands = await run_in_threadpool(self.journal.declare, site, content)
+        async with self._declaring:  # two that come at once are held against each other
+            others = {s: d for s, d in self.journal.declarations().items() if s != site}
+            if why := compatible(content, others):
+                raise Halt(409, f"the data of {site} cannot join: {why}")
+            stands = await run_in_threadpool(self.journal.declare, site, content)
         if stands != content:
             raise Halt(409, f"{site} declared other data when it joined first ({differing(stands, content)})")
         self._agree()

@@ -175,7 +175,7 @@ class Blobs:
         partial = self._partial(name, owner)
         here = self.received(name, owner)
         if offset == here == 0:
-            for other in self.folder.glob(f"*.{owner or 'mine'}.partial"):
+            for other in self.folder.glob(f"{'?' * 64}.{owner or 'mine'}.partial"):  # names of owners hold dots, too
                 other.unlink(missing_ok=True)
         if offset == here < size:
             with open(partial, "ab") as f:

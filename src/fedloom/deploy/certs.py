@@ -103,16 +103,14 @@ class Authority:
             the folder to give to that site, over a way you trust: it holds the site's private key.
         """
         check_site(name)
-        for serial, entry in self.issued().items():
-            if entry["name"] == name and not entry["revoked"]:
-                self._revoke(serial)
+        before = self._in_force(name)
         folder = self.folder / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"fedloom://site/{name}")])
         serial, until = self._issue(name, folder / "site", names, ExtendedKeyUsageOID.CLIENT_AUTH, days)
         _write(folder / "ca.pem", (self.folder / "ca.pem").read_bytes(), 0o644)
         entry = {"name": name, "until": until.isoformat(timespec="seconds"), "revoked": ""}
-        self._save({**self.issued(), serial: entry})
+        self._save({**self._revoked(before), serial: entry})  # not before there is a new one
         return folder
 
     def revoke(self, name: str) -> list[str]:
@@ -124,12 +122,11 @@ class Authority:
         Raises:
             ConfigError: there is none to revoke.
         """
-        found = [serial for serial, entry in self.issued().items() if entry["name"] == name and not entry["revoked"]]
+        found = self._in_force(name)
         if not found:
             known = ", ".join(sorted({e["name"] for e in self.issued().values()})) or "nobody"
             raise ConfigError(f"no certificate of {name!r} is in force; issued so far: {known}")
-        for serial in found:
-            self._revoke(serial)
+        self._save(self._revoked(found))
         return found
 
     def issued(self) -> dict[str, dict[str, Any]]:
@@ -172,10 +169,14 @@ class Authority:
         _write(at.with_suffix(".pem"), certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return f"{certificate.serial_number:X}", certificate.not_valid_after_utc
 
-    def _revoke(self, serial: str) -> None:
-        issued = self.issued()
-        issued[serial]["revoked"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._save(issued)
+    def _in_force(self, name: str) -> list[str]:
+        """Serial numbers."""
+        return [serial for serial, entry in self.issued().items() if entry["name"] == name and not entry["revoked"]]
+
+    def _revoked(self, serials: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """What was issued, with these revoked now."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return {s: {**entry, "revoked": now} if s in serials else entry for s, entry in self.issued().items()}
 
     def _save(self, issued: Mapping[str, Any]) -> None:
         _write(self.folder / "issued.json", (json.dumps(issued, indent=2) + "\n").encode(), 0o644)

@@ -40,6 +40,10 @@ class Ring(Topology):
 
     reach: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.reach >= 1:
+            raise ConfigError(f"Ring(reach={self.reach}) cannot be: one on either side or more, as in ring:2")
+
     def matrix(self, ids: Sequence[int], rng: torch.Generator) -> Tensor:
         places = torch.arange(len(ids))
         steps = range(1, self.reach + 1)
@@ -51,6 +55,10 @@ class RandomRegular(Topology):
     """A fresh random graph every time, each client with about `degree` neighbours."""
 
     degree: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.degree >= 2:
+            raise ConfigError(f"RandomRegular(degree={self.degree}) cannot be: two neighbours or more, as in random:4")
 
     def matrix(self, ids: Sequence[int], rng: torch.Generator) -> Tensor:
         orders = [torch.randperm(len(ids), generator=rng) for _ in range(max(1, self.degree // 2))]
@@ -110,6 +118,10 @@ class ErdosRenyi(Topology):
 
     chance: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.chance <= 1:
+            raise ConfigError(f"ErdosRenyi(chance={self.chance}) cannot be: a chance in [0, 1], as in erdos:0.3")
+
     def matrix(self, ids: Sequence[int], rng: torch.Generator) -> Tensor:
         pairs = torch.triu_indices(len(ids), len(ids), 1)
         return metropolis(len(ids), [pairs[:, torch.rand(pairs.shape[1], generator=rng) < self.chance]])
@@ -121,6 +133,10 @@ class Components(Topology):
 
     count: int = 4
     inside: Topology = Ring()
+
+    def __post_init__(self) -> None:
+        if not self.count >= 1:
+            raise ConfigError(f"Components(count={self.count}) cannot be: one component or more, as in components:4")
 
     def matrix(self, ids: Sequence[int], rng: torch.Generator) -> Tensor:
         whole = torch.zeros(len(ids), len(ids), dtype=torch.float64)
@@ -209,6 +225,8 @@ def topology_named(name: str) -> Topology:
         if number and read is None:
             raise ValueError(f"{kind} takes no number")
         return make(read(number)) if number and read else make()
+    except ConfigError:
+        raise
     except (TypeError, ValueError):
         raise ConfigError(
             f"topology {name!r} cannot be read: ring, ring:2, grid, torus, exponential, one-peer, star, complete, "

@@ -92,6 +92,9 @@ def test_new_clients_fill_a_cohort_and_known_ones_the_rest():
     drawn = Oort().draw(clients, half, range(4), 3, rng)
     assert sorted(drawn)[:2] == [0, 1]
     assert len(set(drawn)) == 3
+    mixed = Oort(explore=0.5, decay=1.0).draw(clients, known([1.0] * 3), range(4), 2, rng)
+    assert len(mixed) == 2
+    assert mixed[1] == 3
 
 
 def test_those_asked_most_are_set_aside_while_there_are_others():

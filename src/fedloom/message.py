@@ -139,7 +139,8 @@ class Covered:
     def over(self, old: Tensor) -> Tensor:
         """The mean over those who sent an element; `old`, bit for bit, where nobody did."""
         held = self.held.view(-1, *[1] * (self.total.dim() - 1))
-        return torch.where(held > 0, self.total / held.where(held > 0, torch.ones_like(held)), old)
+        mean = self.total / held.where(held > 0, torch.ones_like(held))
+        return torch.where(held > 0, mean.to(old.dtype) if old.dtype.itemsize == 2 else mean, old)
 
     @property
     def nbytes(self) -> int:

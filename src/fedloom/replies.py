@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engines.fold import brief, divided, structure, weighted
+from .engines.fold import Total, as_sent, brief, divided, fold_chunk, structure
 from .errors import DataError, MessageError
 from .message import Message
 from .written import record
@@ -100,20 +100,24 @@ class Replies(Sequence[Reply]):
         """`sum_k weight(reply_k) * field_k` for every field (weight 1 by default), and `count`."""
         if not self.items:
             return Message(count=0)
-        ordered = sorted(self.items, key=lambda r: r.job)
-        w = [1.0 if weight is None else float(weight(r)) for r in ordered]
-        names = ordered[0].message
-        _alike(ordered)
-        return Message(
-            {k: weighted([r.message[k] for r in ordered], w) for k in names},
-            count=len(ordered),
-            weight=sum(w),
-        )
+        total = self._added(weight or (lambda r: 1.0))
+        return Message(as_sent(total.values, total.structure), count=len(self), weight=total.weight)
 
     def mean(self, weight: Callable[[Reply], float] | None = None) -> Message:
         """The weighted mean of every field; by default weighted with training samples."""
-        total = self.sum(weight or (lambda r: float(r.n)))
-        return Message({k: v if k in ("count", "weight") else divided(v, total.weight) for k, v in total.items()})
+        if not self.items:
+            return Message(count=0)
+        total = self._added(weight or (lambda r: float(r.n)))
+        means = as_sent(divided(total.values, total.weight), total.structure)
+        return Message(means, count=len(self), weight=total.weight)
+
+    def _added(self, weight: Callable[[Reply], float]) -> Total:
+        """Their sum, whoever arrived first."""
+        _alike(self.items)
+        (total,) = fold_chunk([(r.job, r.message, float(weight(r))) for r in sorted(self.items, key=lambda r: r.job)])
+        if total.refused is not None:
+            raise total.refused
+        return total
 
 
 class Cohort(list[int]):

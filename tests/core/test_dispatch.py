@@ -278,6 +278,15 @@ def test_map_and_mean_beside_jobs_under_way():
     assert play(script).state.seen == ([1, 2], 2.0, 2, 2.0, 6.0, [3])
 
 
+@pytest.mark.parametrize("world", [STEP, replace(STEP, deadline=100.0)])
+def test_replies_of_a_map_say_when_each_arrived(world):
+    def script(self, state, clients):
+        got = clients.map(self.work, [3, 1, 2], params=state.params)
+        return replace(state, seen=tuple((r.id, r.time) for r in got))
+
+    assert play(script, world=world).state.seen == ((3, 6.0), (1, 1.0), (2, 2.0))
+
+
 # ---------------------------------------------------------------- together
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedloom as fl
-from fedloom.engines.fold import Fold, Total, Tree, divided, fold_chunk, structure, tree
+from fedloom.engines.fold import Fold, Total, Tree, as_sent, divided, fold_chunk, structure, tree
 from fedloom.errors import MessageError
 from fedloom.message import At, Covered, Message
 from fedloom.methods.optimisation.fedavg import FedAvgState
+from fedloom.replies import Replies, Reply
 from fedloom.testing import Trial, difference
 
 
@@ -191,6 +192,47 @@ def test_integers_mean_what_they_mean():
     assert divided(total.values["c"], 2.0).tolist() == [1.5]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_16_bits_are_added_up_in_32(dtype):
+    """A bfloat16 holds no whole number between 256 and 258, and a float16 none beyond 65504."""
+    sent = Message(v=torch.full((2,), 20.0, dtype=dtype), t={"a": [torch.ones(1, dtype=dtype), 1.0]})
+    total, _ = tree([fold_chunk([(k, sent, 300.0) for k in range(400)])])
+    means = as_sent(divided(total.values, total.weight), total.structure)
+    assert (means["v"].dtype, means["v"].tolist()) == (dtype, [20.0, 20.0])
+    assert (means["t"]["a"][0].dtype, means["t"]["a"]) == (dtype, [1.0, 1.0])
+    replies = Replies(tuple(Reply(k, 300, k, 0, 0.0, 0.0, Message(), sent) for k in range(400)))
+    assert (replies.mean().v.dtype, replies.mean().v.tolist()) == (dtype, [20.0, 20.0])
+    assert replies.sum().v.tolist() == [8000.0, 8000.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_elements_of_16_bits_are_added_up_in_32(dtype):
+    sent = Message(w=At(torch.tensor([1]), torch.tensor([20.0], dtype=dtype), 2))
+    total, _ = tree([fold_chunk([(k, sent, 300.0) for k in range(400)])])
+    mean = total.values["w"].over(torch.ones(2, dtype=dtype))
+    assert (mean.dtype, mean.tolist()) == (dtype, [1.0, 20.0])
+
+
+def test_whole_numbers_of_some_elements_are_weighted_as_they_are():
+    counts = At(torch.tensor([1]), torch.tensor([3]), 2)
+    total, _ = tree([fold_chunk([(k, Message(c=counts), 1.5) for k in range(2)])])
+    assert total.values["c"].total.tolist() == [0.0, 9.0]
+    assert total.values["c"].held.tolist() == [0.0, 3.0]
+
+
+def test_fields_in_another_order_are_the_same_fields():
+    one, other = Message(a=1.0, t={3: 4.0, 5: 6.0}), Message(t={5: 8.0, 3: 2.0}, a=2.0)
+    total, left_out = tree([fold_chunk([(0, one, 1.0)]), fold_chunk([(1, other, 1.0)])])
+    assert (total.values, left_out) == ({"a": 3.0, "t": {3: 6.0, 5: 14.0}}, {})
+
+
+def test_what_differs_is_named():
+    mean, odd = Message(b=1.0, v=torch.zeros(3), t={"x": [1.0]}), Message(v=torch.zeros(3).double())
+    _, left_out = tree([fold_chunk([(0, mean, 1.0), (1, mean, 1.0), (2, odd, 1.0)])])
+    most = "{b: number, t: {x: list[number]}, v: (3,) float32}"
+    assert left_out == {2: f"its fields {{v: (3,) float64}} differ from most others' {most}"}
+
+
 # ---------------------------------------------------------------- through the public door
 
 
@@ -230,3 +272,20 @@ def test_mean_sum_and_map_agree(engine, workers, weight):
     ]
     expected = math.fsum(w[i] * i for i in range(6)) / math.fsum(w)
     assert run.params.tolist() == pytest.approx([expected] * 3, rel=1e-14)
+
+
+@dataclass(frozen=True)
+class Halves(Sums):
+    """Every client sends the same number in 16 bits."""
+
+    async def local(self, client):
+        return fl.Message(v=torch.full((3,), 20.0, dtype=torch.bfloat16))
+
+    def round(self, state, clients):
+        return replace(state, params=clients.mean(self.local, weight=1000.0).v)
+
+
+@pytest.mark.parametrize("world", [fl.World(), fl.World(deadline=1000.0)])
+def test_a_mean_is_of_the_type_that_was_sent(world):
+    got = Trial(Halves).run(method=Halves(), rounds=1, world=world).params
+    assert (got.dtype, got.tolist()) == (torch.bfloat16, [20.0] * 3)

@@ -65,7 +65,7 @@ class Remembers(fl.Method):
 
     Args:
         end: how client 2 ends.
-        ask: mean, map or send.
+        ask: mean (in time: with a deadline), map or send.
     """
 
     card = replace(fl.FedAvg.card, id="remembers")
@@ -100,7 +100,7 @@ class Remembers(fl.Method):
 
     def round(self, state, clients):
         ids = [0, 2, 4, 5]
-        if self.ask == "mean":
+        if self.ask.startswith("mean"):
             got = clients.mean(self.local, ids, weight="weight", params=state.params)
         elif self.ask == "map":
             got = clients.map(self.local, ids, params=state.params).mean(lambda r: 1.0)
@@ -113,10 +113,12 @@ class Remembers(fl.Method):
 
 def run(end, ask, **options):
     trial = Trial(Remembers)
+    if ask == "mean in time":
+        options["world"] = fl.World(deadline=1000.0)
     return trial.run(method=Remembers(end=end, ask=ask), on_failure="exclude", rounds=3, **options)
 
 
-@pytest.mark.parametrize("ask", ["mean", "map", "send"])
+@pytest.mark.parametrize("ask", ["mean", "mean in time", "map", "send"])
 @pytest.mark.parametrize("end", ["declines", "raises", "nan", "inf", "shape", "field", "weight", "nothing", "well"])
 def test_memory_follows_the_reply(end, ask):
     if (end, ask) in {("shape", "map"), ("field", "map"), ("shape", "send"), ("field", "send")}:
@@ -124,7 +126,7 @@ def test_memory_follows_the_reply(end, ask):
             run(end, ask)
         return
     got = run(end, ask)
-    counted = end in ("well", "nothing") or (end == "weight" and ask != "mean")  # nobody reads that weight
+    counted = end in ("well", "nothing") or (end == "weight" and not ask.startswith("mean"))  # nobody reads that weight
     assert got.memories.get(2) == ({"jobs": 3} if counted else None)
     assert {i: got.memories[i] for i in (0, 4, 5)} == {i: {"jobs": 3} for i in (0, 4, 5)}
     assert got.host.excluded == {} if counted else sum(got.host.excluded.values()) == 1

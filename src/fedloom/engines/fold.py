@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedloom.errors import MessageError
-from fedloom.message import At, Covered, Message
+from fedloom.message import At, Covered, Message, is_set
 from fedloom.trees import is_mapping, is_row, like
 
 Weight = str | float | None
@@ -166,26 +166,28 @@ def tree(chunks: Sequence[Sequence[Total]]) -> tuple[Total, dict[int, str]]:
 
 
 def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
-    """`sum_k weights[k] * values[k]` for tensors, deferred rows, numbers, `At`, and dicts or lists of these."""
+    """`sum_k weights[k] * values[k]` for tensors, deferred rows, numbers, `At`, and dicts or lists of these. Numbers of
+    16 bits are added up in 32, whole ones in float64; see `as_sent`."""
     first = values[0]
-    if hasattr(first, "build"):  # deferred results of one stack: added without building them
+    if hasattr(first, "build") and first.dtype.itemsize > 2:  # results of one stack: added without building them
         from fedloom.training.stacked.rows import add_rows
 
         out = torch.zeros(first.shape, dtype=first.dtype, device=first.device)
         add_rows(out, values, weights)
         return out
     if isinstance(first, Tensor):
-        kind = first.dtype if first.is_floating_point() else torch.float64
+        kind = _added_in(first.dtype)
         out = first.to(kind) * weights[0]
         for value, w in zip(values[1:], weights[1:]):
             out.add_(value.to(kind), alpha=w)
         return out
     if isinstance(first, At):
-        total = first.values.new_zeros((first.size, *first.values.shape[1:]))
-        held = torch.zeros(first.size, dtype=total.dtype, device=total.device)
+        kind = _added_in(first.values.dtype)
+        total = first.values.new_zeros((first.size, *first.values.shape[1:]), dtype=kind)
+        held = torch.zeros(first.size, dtype=kind, device=total.device)
         for value, w in zip(values, weights):
-            total.index_add_(0, value.index, value.values, alpha=w)
-            held.index_add_(0, value.index, torch.ones_like(value.index, dtype=held.dtype), alpha=w)
+            total.index_add_(0, value.index, value.values.to(kind), alpha=w)
+            held.index_add_(0, value.index, torch.ones_like(value.index, dtype=kind), alpha=w)
         return Covered(total, held)
     if isinstance(first, bool | int | float):
         return sum(w * v for v, w in zip(values, weights))
@@ -198,6 +200,13 @@ def weighted(values: Sequence[Any], weights: Sequence[float]) -> Any:
     raise MessageError(
         f"a sum adds tensors, numbers and At; given {type(first).__name__}. Use clients.map(...) to read single replies"
     )
+
+
+def _added_in(dtype: torch.dtype) -> torch.dtype:
+    """With the 8 digits of a bfloat16, 256 + 1 is 256."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return torch.float64
+    return torch.promote_types(dtype, torch.float32) if dtype.itemsize <= 2 else dtype
 
 
 def added(a: Any, b: Any) -> Any:
@@ -223,6 +232,22 @@ def divided(total: Any, weight: float) -> Any:
     return None if total is None else total / weight
 
 
+def as_sent(value: Any, kind: Any) -> Any:
+    """A sum or a mean of replies of this structure, where they had 16 bits again in 16. `Covered` does so once it is
+    divided."""
+    if isinstance(value, Tensor):
+        return value.to(_OF_16_BITS.get(kind[2], value.dtype))
+    if is_mapping(value):
+        kinds = dict(kind)
+        return {k: as_sent(v, kinds[k]) for k, v in value.items()}
+    if is_row(value):
+        return like(value, map(as_sent, value, kind[1:]))
+    return value
+
+
+_OF_16_BITS = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16)}
+
+
 def structure(value: Any) -> object:
     """Names, shapes and types: equal for replies that can be added."""
     if isinstance(value, Tensor):
@@ -230,7 +255,7 @@ def structure(value: Any) -> object:
     if isinstance(value, bool | int | float):
         return "number"
     if is_mapping(value):
-        return tuple([(k, structure(v)) for k, v in value.items()])
+        return frozenset([(k, structure(v)) for k, v in value.items()])
     if is_row(value):
         return (type(value).__name__, *map(structure, value))
     if isinstance(value, At):
@@ -240,7 +265,12 @@ def structure(value: Any) -> object:
     return type(value).__name__
 
 
-def brief(s: object) -> str:
+def brief(kind: Any) -> str:
     """A structure in few words."""
-    text = ", ".join(f"{k}: {v[1] if is_row(v) and len(v) > 1 else v}" for k, v in s) if is_row(s) else str(s)
-    return "{" + text + "}"
+    if is_set(kind):
+        return "{" + ", ".join(sorted(f"{name}: {brief(inner)}" for name, inner in kind)) + "}"
+    if not is_row(kind):
+        return str(kind)
+    if kind[0] in ("tensor", "At"):
+        return f"{'At ' if kind[0] == 'At' else ''}{kind[1]} {kind[-1].removeprefix('torch.')}"
+    return f"{kind[0]}[{', '.join(map(brief, kind[1:]))}]"

@@ -17,7 +17,7 @@ from fedloom.message import Message, leaves
 from fedloom.training.request import Trained, Training
 
 from .base import Engine, Job, Outcome
-from .fold import Fold, Total
+from .fold import Fold, Total, structure
 
 Entry = tuple[int, Message, int]
 """A reply to be added up: the number of its job, the message on the grid, the client's samples."""
@@ -71,7 +71,7 @@ def total_of(
 ) -> Total:
     """A sum of words as what the engine would have added up, on the device it would have done so."""
     values, weight = read(form, total, stage.step, stage.ring, stage.unit(fold), device)
-    return Total(values, weight, jobs, form.text)
+    return Total(values, weight, jobs, structure(values))
 
 
 def _vectors(

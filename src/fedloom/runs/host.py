@@ -17,14 +17,14 @@ from fedloom.client import Ask, Query
 from fedloom.clients import Clients
 from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Engine, Job, Outcome, Plan
-from fedloom.engines.fold import Fold, Total, brief, divided
+from fedloom.engines.fold import Fold, Total, as_sent, brief, divided, fold_chunk, tree
 from fedloom.engines.secured import Secured, secured
 from fedloom.engines.threads import for_vectors
 from fedloom.engines.turn import answered
 from fedloom.errors import ConfigError, FedloomError, NotSupported, RoundFailure
 from fedloom.keyed import generator
 from fedloom.message import Message, Once, nbytes, opened
-from fedloom.replies import Cohort, Evaluation, Replies, Reply, kinds_of
+from fedloom.replies import Cohort, Evaluation, Reply, kinds_of
 from fedloom.timing.clock import Clock
 from fedloom.timing.dispatch import Dispatch
 from fedloom.timing.meter import Meter, Span
@@ -181,7 +181,8 @@ class Host:
                 f"channel lets the server see only sums. Use clients.mean(...) or clients.sum(...), or drop that stage"
             )
         if self._queue(asked.ids):
-            return self._in_time(asked)
+            got, end = self._in_time(asked)
+            return [self._reply(p, t) for t, p in got], end
         outcomes, _ = self.engine.run(self._starting(asked))
         start, end = asked.start, self._settle(outcomes, asked.start)
         replies = [
@@ -197,8 +198,8 @@ class Host:
         the other, or who counts depends on who is in time."""
         return self.plan.world.timed or bool(self.dispatch.jobs) or len(set(ids)) < len(ids)
 
-    def _in_time(self, asked: Asked, weight: str | None = None) -> tuple[list[Reply], float]:
-        """Every reply, in the order of asking, beside whatever else is under way."""
+    def _in_time(self, asked: Asked, weight: str | None = None) -> tuple[list[tuple[float, Posted]], float]:
+        """Every reply, in the order of asking, beside whatever else is under way; each with its time."""
         before, alone = self.now, not self.dispatch.jobs
         if alone:  # groups that overlap have each its own time
             self.clock.set(asked.start)
@@ -213,7 +214,7 @@ class Host:
         end = self._delivered(got)
         if alone:
             self.clock.set(before)
-        return [self._reply(p) for p in sorted((p for _, p in got), key=lambda p: p.number)], end
+        return sorted(got, key=lambda entry: entry[1].number), end
 
     def _delivered(self, got: Sequence[tuple[float, Posted]]) -> float:
         """Replies reach the server program; when it has added them up."""
@@ -232,28 +233,46 @@ class Host:
                 f"clients.mean(..., weight=1), or set the method's weight option, e.g. --set weight=uniform"
             )
         if self._queue(asked.ids):
-            replies, end = self._in_time(asked, weight if isinstance(weight, str) else None)
-            total = self._secured(replies, asked, Fold(weight)) or _added(replies, Fold(weight))
+            got, end = self._in_time(asked, weight if isinstance(weight, str) else None)
+            total = self._added([p for _, p in got], asked, Fold(weight))
         else:
             outcomes, total = self.engine.run(self._starting(asked), Fold(weight, how.fan_in))
             assert total is not None
             end = self._settle(outcomes, asked.start)
         if len(total.jobs) < max(how.least, 1) or total.weight <= 0:
             return Message(count=0, weight=0.0), end
-        return self._divided(total.message(), asked.ids, len(total.jobs), total.weight, how.mean), end
+        return self._divided(total, asked.ids, how.mean), end
 
-    def _secured(self, replies: Sequence[Reply], asked: Asked, fold: Fold) -> Total | None:
-        """Replies that came in time, under a secure stage; None without one."""
+    def _added(self, got: Sequence[Posted], asked: Asked, fold: Fold) -> Total:
+        """Replies that came in time as the sum that was asked for."""
+        entries = [(p.number, p.reply, p.samples) for p in got if p.reply is not None]
         stage = self.plan.channel.secure
         if stage is None:
-            return None
-        lost = range(-1, len(replies) - len(asked.ids) - 1, -1)  # whoever they are, their replies did not come
-        done = secured(stage, fold, [(r.job, r.message, r.n) for r in replies], [*(r.job for r in replies), *lost])
-        for up, down in done.nbytes.values():
-            self.charge(Ledger(up, down))
-        return done.total
+            total, left_out = tree([fold_chunk([(k, reply, fold.of(reply, n)) for k, reply, n in entries])])
+        else:
+            lost = range(-1, len(got) - len(asked.ids) - 1, -1)  # whoever they are, their replies did not come
+            done = secured(stage, fold, entries, [*(p.number for p in got), *lost])
+            total, left_out = done.total, done.left_out
+            for up, down in done.nbytes.values():
+                self.charge(Ledger(up, down))
+        for p in got:
+            if p.number in left_out:
+                self._undone(p, left_out[p.number])
+        return total
 
-    def _divided(self, total: Message, ids: Sequence[int], count: float, weight: float, mean: bool) -> Message:
+    def _undone(self, p: Posted, why: str) -> None:
+        """A reply that had come in time is in no sum: its client has the memory the job began with, unless a later job
+        has built on what it wrote."""
+        self.excluded[why] = self.excluded.get(why, 0) + 1
+        if p.pending is None or self.memories.get(p.id) is not p.pending:
+            return
+        if p.memory:
+            self.memories[p.id] = dict(p.memory)
+        else:
+            del self.memories[p.id]
+
+    def _divided(self, total: Total, ids: Sequence[int], mean: bool) -> Message:
+        summed, count, weight = total.message(), float(len(total.jobs)), total.weight
         if self.plan.channel:
             law = ids if isinstance(ids, Cohort) else Cohort(ids, 1.0, float(len(ids)), "all")
             law.uses += 1
@@ -268,10 +287,10 @@ class Host:
                 law=law.law,
                 use=law.uses,
             )
-            total = self.plan.channel.settle(total, exchange)
+            summed = self.plan.channel.settle(summed, exchange)
             count, weight = exchange.count, exchange.weight  # a stage may hide how many really replied
-        values = {k: divided(v, weight) if mean else v for k, v in total.items()}
-        return Message(values, count=count, weight=weight)
+        values = {k: divided(v, weight) if mean else v for k, v in summed.items()}
+        return Message(as_sent(values, total.structure), count=count, weight=weight)
 
     def _starting(self, asked: Asked) -> list[Job]:
         """What begins at its clients at once."""
@@ -374,10 +393,9 @@ class Host:
         self.clock.reach(self._delivered(got))
         return [self._reply(p, t) for t, p in got]
 
-    def _reply(self, p: Posted, time: float | None = None) -> Reply:
+    def _reply(self, p: Posted, time: float) -> Reply:
         assert p.reply is not None
-        stale, arrived = self.version - p.version, self.now if time is None else time
-        reply = Reply(p.id, p.samples, p.number, stale, p.began, arrived, p.payload, p.reply)
+        reply = Reply(p.id, p.samples, p.number, self.version - p.version, p.began, time, p.payload, p.reply)
         self._replies.append(reply)
         return reply
 
@@ -423,10 +441,3 @@ def _singles(value: Any) -> list[Once]:
         return [value]
     parts: Iterable[Any] = value.values() if is_mapping(value) else value if is_row(value) else ()
     return [single for part in parts for single in _singles(part)]
-
-
-def _added(replies: Sequence[Reply], fold: Fold) -> Total:
-    """Single replies as the sum that was asked for."""
-    out = Replies(tuple(replies)).sum(lambda r: fold.of(r.message, r.n))
-    values = {k: v for k, v in out.items() if k not in ("count", "weight")}
-    return Total(values, out.get("weight", 0.0), [r.job for r in replies])

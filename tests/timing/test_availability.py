@@ -11,7 +11,7 @@ import pytest
 import fedloom as fl
 from fedloom.errors import ConfigError, DataError
 from fedloom.testing import Trial
-from fedloom.timing.availability import All, Availability, Churn, Diurnal, Markov, Moment
+from fedloom.timing.availability import All, Availability, Churn, Diurnal, Markov, Moment, Trace
 
 IDS = np.arange(20_000)
 
@@ -171,7 +171,32 @@ def test_a_presence_over_the_seam(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"), [(((0, 3, 2),), "ends before"), (((0, 0, 4), (0, 3, 5)), "overlap"), ((), "empty")]
+    ("times", "period", "until"),
+    [
+        ([(0, 4), (4, 6)], 9.0, 6.0),
+        ([(0, 4), (4, 9)], 9.0, math.inf),
+        ([(0, 1), (2, 12)], 9.0, 10.0),  # the record begins again before it has ended
+        ([(2, 12)], 9.0, 9.0),
+    ],
+)
+def test_nobody_is_lost_while_the_record_says_there(times, period, until, tmp_path):
+    path = tmp_path / "t.csv"
+    pd.DataFrame([(0, *time) for time in times], columns=["client", "start", "end"]).to_csv(path, index=False)
+    record = Trace(str(path), period)
+    assert record.lost(0, (), 3.0, 0) == until
+    if until < math.inf:
+        assert there(record, time=until - 0.1, ids=np.zeros(1, int)).all()
+        assert not there(record, time=until, ids=np.zeros(1, int)).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (((0, 3, 2),), "ends before"),
+        (((0, 0, 4), (0, 3, 5)), "overlap"),
+        (((0, math.nan, 4),), "ends before"),
+        ((), "empty"),
+    ],
 )
 def test_traces_that_cannot_be(tmp_path, rows, said):
     path = tmp_path / "t.csv"

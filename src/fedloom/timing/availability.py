@@ -388,8 +388,8 @@ class _Record:
         stops, again = ends(t), ends(0.0)
         if stops is None:
             return time
-        if stops >= self.period and again is not None:  # over the seam
-            stops = math.inf if again >= self.period else self.period + again
+        if stops >= self.period:  # over the seam
+            stops = math.inf if again is not None and again >= self.period else self.period + (again or 0.0)
         return time - t + stops
 
 
@@ -403,10 +403,12 @@ def _recorded(path: str, period: float) -> _Record:
         raise DataError(f"the trace {path} has no column {', '.join(sorted(missing))}; it needs client, start, end")
     names, owner = np.unique(np.asarray(table["client"]), return_inverse=True)
     start, end = np.asarray(table["start"], dtype=float), np.asarray(table["end"], dtype=float)
-    if not len(owner) or (end <= start).any() or (start < 0).any():
+    if not len(owner) or not ((end > start) & (start >= 0)).all():
         raise DataError(f"the trace {path} is empty, or has a line that ends before it starts or starts before 0")
     order = np.lexsort((start, owner))
     owner, start, end = owner[order], start[order], end[order]
     if ((owner[1:] == owner[:-1]) & (start[1:] < end[:-1])).any():
         raise DataError(f"the trace {path} has times of one client that overlap")
-    return _Record(owner, start, end, period or float(end.max()), len(names))
+    joined = (owner[1:] == owner[:-1]) & (start[1:] == end[:-1])  # there all the while: nothing ends in between
+    first, last = np.append(True, ~joined), np.append(~joined, True)
+    return _Record(owner[first], start[first], end[last], period or float(end.max()), len(names))

@@ -139,7 +139,7 @@ def test_names_forgive_hyphens_and_case():
     ("name", "options", "says"),
     [
         ("digits:3", {}, "takes no options"),
-        ("digits", {"size": 3}, "unknown option"),
+        ("digits", {"size": 3}, "takes no options; given 'size'"),
         ("synthetic:a", {}, "alpha of the source 'synthetic' is a number; given 'a'"),
         ("synthetic:-1,1", {}, "alpha, beta >= 0"),
         ("synthetic:clientz=3", {}, "Did you mean 'clients'"),

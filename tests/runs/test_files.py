@@ -65,7 +65,7 @@ def test_a_report_that_cannot_be_written_is_one_message(capsys: pytest.CaptureFi
             main([*words, str(tmp_path)])
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "report.html: File too large. The runs are whole. Make room, then: fedloom report" in said
+    assert "report.html: File too large. The runs are whole. Make room, or choose another place: fedloom" in said
     assert {"summary.json", "model.safetensors"} <= {p.name for p in tmp_path.iterdir()}
     assert not list(tmp_path.glob("*.partial"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fedloom as fl
-from fedloom.errors import ConfigError
+from fedloom.errors import ConfigError, FedloomWarning
 from fedloom.runs import Recipe
 from fedloom.runs.figures import DARK, LIGHT, curves, distribution, ramp
 from fedloom.runs.record import Group, Record, grouped
@@ -71,6 +71,17 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group():
     assert [(g.label, len(g.records)) for g in groups] == [("a", 2), ("b", 1)]
     groups = grouped([record("a", [0.1]), record("a", [0.1, 0.2])])
     assert [g.label for g in groups] == ["a rounds=1", "a rounds=2"]
+
+
+def test_a_seed_that_comes_twice_is_counted_once_by_its_longest_run():
+    def run(accuracy: list[float], seed: int) -> Record:
+        made = record("a", accuracy, seed)
+        return Record(made.summary, made.rows, f'method = "a"\nrounds = 2\nseed = {seed}\n')
+
+    with pytest.warns(FedloomWarning, match="1 of 3 runs repeat"):
+        (group,) = grouped([run([0.2], 0), run([0.2, 0.4], 0), run([0.6, 0.8], 1)])
+    assert [len(r.rows) for r in group.records] == [2, 2]
+    assert group.final()["global.accuracy"].mean == pytest.approx(0.6)
 
 
 def test_seeds_of_real_runs_find_each_other(tmp_path: Path):

@@ -107,6 +107,11 @@ def join(
     """
     from fedloom.deploy import join as joined
 
+    if not site and certs is None:
+        raise ConfigError("which site is this? Name it by --site NAME, or by --certs FOLDER, the certificate of a site")
+    if certs is not None and not (certs / "site.pem").exists():
+        raise ConfigError(f"{certs} holds no site's certificate; it is a folder that `fedloom certs issue NAME` made")
+
     def ask(approval: Approval) -> bool:
         if not (approve and log_format):  # the log has said what is offered
             _print_approval(Console(stderr=True, soft_wrap=True), approval)
@@ -216,7 +221,7 @@ def init(
 def issue(
     name: Annotated[str, typer.Argument(help="The site.", show_default=False)],
     folder: Folder = Path("certs"),
-    days: Annotated[int, typer.Option("--days", help="How long it counts.", min=1)] = 365,
+    days: Annotated[int, typer.Option("--days", help="How long it counts.", min=1, max=36500)] = 365,
 ) -> None:
     """Make a site's certificate; one it had before is revoked.
 

@@ -152,8 +152,10 @@ def options_of(entry: Entry, text: str, given: Mapping[str, Any]) -> dict[str, A
             key, value = names[i], item
         options[key.strip()] = value.strip()
     for key, value in options.items():
+        if not names:
+            raise ConfigError(f"{entry.name} takes no options; given {key!r}")
         if key not in names:
-            raise unknown(f"option of the source {entry.name!r}", key, names)
+            raise unknown(f"option of the source {entry.name!r}:", key, names)
         options[key] = _typed(entry, key, value)
     return options
 

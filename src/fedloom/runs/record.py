@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedloom.errors import ConfigError
+from fedloom.errors import ConfigError, FedloomWarning
 
 from .config import configuration
 from .describe import NOT_VIEWS, spent
@@ -208,7 +209,7 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(json.dumps(_choices(record), sort_keys=True), []).append(record)
-    groups = list(found.values())
+    groups = [_by_seed(alike) for alike in found.values()]
     names = [group[0].method for group in groups]
     labels = [
         name if names.count(name) == 1 else f"{name} {_difference(group[0], groups)}".strip()
@@ -216,6 +217,23 @@ def grouped(records: Iterable[Record]) -> list[Group]:
     ]
     labels = [n if labels.count(n) == 1 else f"{n} ({labels[:i].count(n) + 1})" for i, n in enumerate(labels)]
     return [Group(label, group) for label, group in zip(labels, groups)]
+
+
+def _by_seed(alike: Sequence[Record]) -> list[Record]:
+    """One record for each seed: a run that is given twice, or was made twice, is no second piece of evidence."""
+    whole: dict[Any, Record] = {}
+    for record in alike:
+        seed = record.settings.get("seed", record.summary.get("seed"))
+        if seed not in whole or len(record.rows) > len(whole[seed].rows):
+            whole[seed] = record
+    if again := len(alike) - len(whole):
+        warnings.warn(
+            f"{alike[0].method}: {again} of {len(alike)} runs repeat the settings and the seed of another; "
+            f"each seed is counted once, by its longest run",
+            FedloomWarning,
+            stacklevel=2,
+        )
+    return list(whole.values())
 
 
 def views_of(row: Row) -> list[str]:

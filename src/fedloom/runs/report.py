@@ -44,7 +44,9 @@ def write_report(runs: Iterable[Any], path: Path, title: str = "") -> Path:
         DiskError: the page could not be written.
     """
     html = render(as_groups(runs), title)
-    files.replace(path, html, "The runs are whole. Make room, then: fedloom report FOLDER --out report.html")
+    files.replace(
+        path, html, "The runs are whole. Make room, or choose another place: fedloom report FOLDER --out report.html"
+    )
     return path
 
 

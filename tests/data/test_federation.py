@@ -213,6 +213,10 @@ def test_generated_clients_may_differ_in_size_and_shape():
     assert fed.sizes().tolist() == [1, 4 - 1, 0, 28]
     assert fed.local(3).x.shape == (28, 4)
     assert Federation.generated(3, lambda id: id + 1, lambda id: torch.zeros(id + 1, 2)).sizes().tolist() == [1, 2, 2]
+    assert Federation.generated(3, np.int64(5), lambda id: torch.zeros(5, 2)).sizes().tolist() == [4] * 3
+    for sizes, said in (([5, 5, 5.5], "float64 of shape"), ([5, 5], "int64 of shape")):
+        with pytest.raises(DataError, match=f"one size per client, a whole number: given {said}"):
+            Federation.generated(3, sizes, lambda id: torch.zeros(5, 2))
     with pytest.raises(DataError, match="1 of 3 client sizes are negative"):
         Federation.generated(3, [1, -1, 2], lambda i: torch.zeros(1, 1))
     with pytest.raises(DataError, match="for 3 clients"):

@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from fedloom.data import Data, Federation, federate, heterogeneity
 from fedloom.data.fields import IGNORE
 from fedloom.data.report import gini, jensen_shannon, total_variation
-from fedloom.errors import DataError
+from fedloom.errors import ConfigError, DataError
 
 
 def test_measures_agree_with_scipy_and_with_hand():
@@ -121,6 +121,12 @@ def test_empty_clients_are_counted_and_nothing_is_an_error():
     nothing = Federation.generated(3, 0, lambda i: torch.zeros(0, 2))
     with pytest.raises(DataError, match="none of the 3 clients"):
         heterogeneity(nothing)
+
+
+@pytest.mark.parametrize("nothing", [{"clients": 0}, {"samples": 0}])
+def test_looking_at_nothing_is_refused(nothing):
+    with pytest.raises(ConfigError, match=r"1 or more clients and samples are looked at; given .*=0"):
+        heterogeneity(Federation.from_arrays(torch.rand(8, 2), clients=2), **nothing)
 
 
 def test_clients_of_different_shapes_have_no_feature_skew():

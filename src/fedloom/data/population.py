@@ -133,10 +133,15 @@ class Made:
     ) -> None:
         if n < 1:
             raise ConfigError(f"a federation has 1 or more clients; given {n}")
+        if isinstance(size, np.integer):
+            size = int(size)
         if not isinstance(size, int) and not callable(size):
-            size = np.asarray(size, dtype=np.int64)
-            if size.shape != (n,):
-                raise DataError(f"one size per client: given shape {size.shape} for {n} clients")
+            size = np.asarray(size)
+            if size.shape != (n,) or size.dtype.kind not in "iu":
+                raise DataError(
+                    f"one size per client, a whole number: given {size.dtype} of shape {size.shape} for {n} clients"
+                )
+            size = size.astype(np.int64)
             if (size < 0).any():
                 raise DataError(f"{int((size < 0).sum())} of {n} client sizes are negative")
         elif isinstance(size, int) and size < 0:

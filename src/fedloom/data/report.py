@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloom.errors import DataError
+from fedloom.errors import ConfigError, DataError
 from fedloom.keyed import choose
 
 from .federation import Federation
@@ -39,6 +39,8 @@ def heterogeneity(fed: Federation, clients: int = 200, samples: int = 200, seed:
           absolute log2 of a client's own standard deviation over the typical one (noise shows here, not in `shift`);
           `largest`, the inputs that shift most.
     """
+    if clients < 1 or samples < 1:
+        raise ConfigError(f"1 or more clients and samples are looked at; given clients={clients}, samples={samples}")
     ids = _chosen(fed, clients, seed)
     sizes = fed.sizes(ids)
     found: dict[str, Any] = {"clients": len(fed), "measured": len(ids), "quantity": _quantity(sizes)}

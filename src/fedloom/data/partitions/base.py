@@ -40,7 +40,7 @@ def integer_key(data: Data, by: str) -> np.ndarray:
     return key.numpy()
 
 
-_ADVICE = "Give groups=..., or use EmbeddingDirichlet(alpha), which needs no labels"
+_ADVICE = "Give groups=..., or use EmbeddingDirichlet(0.1), 'embedding:0.1', which needs no labels"
 
 
 @dataclass(frozen=True)

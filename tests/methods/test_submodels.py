@@ -68,6 +68,13 @@ def test_the_cost_of_a_dense_network_counted_by_hand():
         cost(fl.Model(Mlp))
 
 
+def test_a_cost_is_that_of_the_example_given():
+    model = fl.Model(nn.Conv1d(2, 3, 3), example=(torch.zeros(1, 2, 10),))
+    short, long = cost(model).flops, cost(model, (torch.zeros(1, 2, 18),)).flops
+    assert (short, long) == (8 * 72, 16 * 72)  # positions times 3 x 2 x 3 products, of which each is two, both ways
+    assert cost(model).flops == short
+
+
 # ------------------------------------------------------------------------------------------------ coverage
 def test_coverage_counted_one_by_one():
     params = torch.tensor([3.0, 0.0, 4.0, 0.0, 12.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,11 +36,11 @@ class Cost:
         return 2 * self.weights + batch_size * self.activations
 
 
-_KNOWN: WeakKeyDictionary[Model, Cost] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Model, dict[Hashable, Cost]] = WeakKeyDictionary()
 
 
 def cost(model: Model, example: Sequence[Tensor] | None = None) -> Cost:
-    """Measure a model; it is remembered for as long as the model is there.
+    """Measure a model; what inputs of one shape cost is remembered for as long as the model is there.
 
     Args:
         example: inputs of one sample `(1, ...)`; default the model's own.
@@ -48,18 +48,19 @@ def cost(model: Model, example: Sequence[Tensor] | None = None) -> Cost:
     Raises:
         ConfigError: no example.
     """
-    if model in _KNOWN:
-        return _KNOWN[model]
     inputs = model.example if example is None else tuple(example)
     if inputs is None:
         raise ConfigError("a model's cost is measured on an example input: cost(model, (x[:1],))")
+    known, shapes = _KNOWN.setdefault(model, {}), tuple((t.shape[1:], t.dtype) for t in inputs)
+    if shapes in known:
+        return known[shapes]
     first = next(model.module.parameters())
     w = first.new_zeros(model.layout.size).requires_grad_()
     x = [t.to(w) if t.is_floating_point() else t for t in (t[:1].clone() for t in inputs)]
     with torch.enable_grad():
         flops, activations = counted(lambda: model.eval()(w, *x).sum().backward(), w)
     found = Cost(w.numel(), w.numel() * w.element_size(), int(flops), activations)
-    return _KNOWN.setdefault(model, found)
+    return known.setdefault(shapes, found)
 
 
 def uses(model: Model) -> Tensor:

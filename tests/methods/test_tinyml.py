@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from dataclasses import replace
 
@@ -126,7 +127,20 @@ def test_a_registry_comes_back_from_its_file(tmp_path):
     registry = things(3, 4)
     registry.write(tmp_path / "r.json")
     assert Registry.read(tmp_path / "r.json") == registry
-    (tmp_path / "r.json").write_text('{"devices": [{"nme": "d"}]}')
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        {"nme": "d"},
+        {"name": "d", "ram": "256k", "flash": 1},
+        {"name": "d", "ram": 1, "flash": 1, "sensors": "camera"},
+        {"name": "d", "ram": 1, "flash": 1, "sensors": [3]},
+        "d",
+    ],
+)
+def test_what_describes_no_device_is_no_registry(device, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"devices": [device], "networks": []}))
     with pytest.raises(fl.FedloomError, match="not a registry"):
         Registry.read(tmp_path / "r.json")
 
@@ -155,6 +169,10 @@ def test_weights_as_c_source():
     assert [(name, int(n)) for name, n, _ in found] == [("gate_weight", 9), ("gate_bias", 3)]
     numbers = [float(v.strip().rstrip("f")) for _, _, body in found for v in body.split(",")]
     np.testing.assert_allclose(numbers, START, rtol=1e-9)
+    for name in ("res-mlp:8", "5 classes", "größe"):
+        arrays = re.findall(r"^const float (.*)\[", c_source(name, model, model.initial()), re.MULTILINE)
+        assert len(arrays) == 2
+        assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", array) for array in arrays)
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"server_lr": 0.0}])

@@ -8,6 +8,7 @@ its facts are also triples, for joint queries over devices and networks.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.checked import Checked
 from fedloom.errors import ConfigError
 from fedloom.model import Model
 
 
 @dataclass(frozen=True)
-class Thing:
+class Thing(Checked):
     """A device: bytes of RAM and flash that are free for learning, and the sensors it has."""
 
     name: str
@@ -31,7 +33,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Checked):
     """A network: its task, the sensor it reads, bytes it needs (`learning`: RAM of one online step), and figures."""
 
     name: str
@@ -95,8 +97,10 @@ class Registry:
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            things = tuple(Thing(**{**d, "sensors": tuple(d.get("sensors", ()))}) for d in found["devices"])
-            return cls(things, tuple(Network(**n) for n in found["networks"]))
+            rows: list[dict[str, Any]] = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in device.items()} for device in found["devices"]
+            ]
+            return cls(tuple(Thing(**d) for d in rows), tuple(Network(**n) for n in found["networks"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ConfigError(f"{path} is not a registry of devices and networks as Registry.write makes: {e}") from e
 
@@ -126,10 +130,14 @@ def described(name: str, model: Model, task: str, sensor: str, example: Tensor, 
 
 
 def c_source(name: str, model: Model, params: Tensor) -> str:
-    """The weights `(d,)` as constant C arrays, one for each tensor, for a device's firmware."""
+    """The weights `(d,)` as constant C arrays, one for each tensor, for a device's firmware.
+
+    Whatever C allows in no name becomes an underscore.
+    """
     lines = [f"/* {name}: {model.layout.size} numbers */"]
     for tensor, value in model.layout.tree(params.detach()).items():
         numbers = ", ".join(f"{v:.9e}f" for v in value.flatten().tolist())
         lines.append(f"/* shape {tuple(value.shape)} */")
-        lines.append(f"const float {name}_{tensor.replace('.', '_')}[{value.numel()}] = {{{numbers}}};")
+        array = re.sub(r"\W|^(?=\d)", "_", f"{name}_{tensor}", flags=re.ASCII)
+        lines.append(f"const float {array}[{value.numel()}] = {{{numbers}}};")
     return "\n".join(lines) + "\n"

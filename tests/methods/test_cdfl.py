@@ -159,6 +159,14 @@ def test_the_server_must_know_its_distributions():
         overheard(METHOD, fl.Classification(model=Softmax), data)
 
 
+@pytest.mark.parametrize("given", [[0, 2], [-1, 0], [1, 2]])
+def test_every_distribution_has_samples(given):
+    data = federation()
+    data.validation = data.validation.replace(cluster=torch.tensor(given).repeat(5)[:9])
+    with pytest.raises(fl.FedloomError, match=rf"0, 1, 2.*given \{given}"):
+        overheard(METHOD, fl.Classification(model=Softmax), data)
+
+
 def test_nobody_there_is_a_legal_round():
     got, _ = overheard(METHOD, fl.Classification(model=Softmax), federation(), world=fl.World(present=1e-12), rounds=2)
     assert got.state.updates == (0, 0, 0)

@@ -22,7 +22,7 @@ from fedloom.card import Card
 from fedloom.client import Client
 from fedloom.clients import Clients
 from fedloom.data import Data
-from fedloom.errors import ConfigError, NotSupported
+from fedloom.errors import ConfigError, DataError, NotSupported
 from fedloom.message import Message
 from fedloom.method import Method, State, register
 from fedloom.methods.personalisation.ifca import losses
@@ -106,7 +106,10 @@ class Cdfl(Method):
             raise NotSupported(
                 "CDFL's server knows its samples' distributions: validation=Data(x=..., y=..., cluster=...), from 0"
             )
-        return [data.rows(data.cluster == k) for k in range(int(data.cluster.max()) + 1)]
+        there = data.cluster.unique().tolist()
+        if there != list(range(len(there))):
+            raise DataError(f"CDFL numbers distributions 0, 1, 2, ..., each with samples of its own; given {there}")
+        return [data.rows(data.cluster == k) for k in there]
 
     def start(self, clients: Clients, before: CdflState | None = None) -> CdflState:
         if before:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from worked import SGD, START, N, batches, cohort, end, gradient, run, same
+from torch import nn
+from worked import SGD, SIZES, START, N, batches, cohort, end, federation, gradient, run, same
 
 import fedloom as fl
 from fedloom.testing.problems import quadratics
@@ -72,6 +73,48 @@ def test_of_one_curvature_the_step_is_gamma_over_twice_it_and_without_any_it_onl
     third = math.sqrt(1 + 0.1 * math.sqrt(1.1)) * second
     wanted = [0.2, 0.5 / 40, 0.5 / 40] if curvature else [0.2, second, third]
     assert etas == pytest.approx(wanted, rel=1e-12)
+
+
+class Rough(Bowl):
+    """A bowl whose gradient is another one in the last digits each time it is taken."""
+
+    def grad(self, v: torch.Tensor) -> torch.Tensor:
+        self.curvature *= 1 + 1e-12
+        return self.curvature * v
+
+
+def test_the_first_step_is_as_long_as_lr_says_where_gradients_are_not_repeatable():
+    w = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    direction, carry = auto_tuned(w, Rough(3.0), 0, tuning(w, 0.2), {"gamma": 2.0, "delta": 0.1, "lr": 0.2})
+    torch.testing.assert_close(direction, 3 * w)
+    assert float(carry["eta"]) == 0.2
+
+
+class Dropped(nn.Sequential):
+    def __init__(self) -> None:
+        torch.manual_seed(4)
+        super().__init__(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked"])
+def test_the_first_step_is_that_of_the_method_inside_whatever_dropout_leaves(engine):
+    """Masks are no curvature: both gradients of a step are of one network."""
+
+    def moved(method: fl.Method) -> torch.Tensor:
+        done = fl.run(
+            method,
+            fl.Classification(model=Dropped),
+            federation(),
+            rounds=1,
+            engine=engine,
+            dtype=torch.float64,
+            evaluate_every=0,
+        )
+        assert done.params is not None
+        return done.params
+
+    inner = fl.FedAvg(cohort=3, solver=fl.SGD(lr=0.2, epochs=1, batch_size=max(SIZES)))
+    torch.testing.assert_close(moved(fl.DeltaSGD(inner)), moved(inner))
 
 
 def test_it_stays_finite_on_curvatures_that_a_fixed_step_diverges_on():

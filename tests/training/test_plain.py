@@ -749,6 +749,26 @@ def test_a_teacher_in_evaluation_mode_drops_nothing():
     assert all(torch.equal(a, model(teacher, SAMPLES.x)) for a in answers)
 
 
+def test_all_evaluations_of_a_step_see_one_dropout_and_every_step_another():
+    model = Model(Dropped(), Classification())
+    still, whole = model.initial(), Schedule(torch.arange(7).repeat(3, 1), [7] * 3)
+    drawn: list[Tensor] = []
+
+    def thrice(w, f, k, carry, extras):
+        first, value = f.grad(still), f(still)
+        drawn.append(torch.randn(3))
+        (followed,) = torch.autograd.grad(f(at := still.clone().requires_grad_()), at)
+        assert torch.equal(f.grad(still), first)
+        assert torch.equal(f(still), value)
+        torch.testing.assert_close(followed, first)
+        return first, [*carry, first]
+
+    steps = train_one(request(model, step=thrice, carry=[], schedules={"": whole})).carry
+    assert not torch.equal(steps[0], steps[1])
+    assert not torch.equal(steps[1], steps[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_randomness_in_a_hook_is_keyed():
     def noisy(w, f, k, carry, extras):
         return f.grad(w) + torch.randn(w.shape, dtype=w.dtype), carry

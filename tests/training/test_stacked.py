@@ -152,6 +152,27 @@ class Encoder(nn.Module):
         return self.h((y + x).mean(1)) + weights.mean((1, 2)).unsqueeze(1)
 
 
+class InPlace(nn.Module):
+    """What layers give back is written into, also by parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.base = nn.Embedding(11, 8), nn.Linear(8, 12).requires_grad_(False)
+        self.l, self.h = nn.Linear(12, 12), nn.Linear(12, 3)
+        self.shift = nn.Parameter(torch.randn(12))
+
+    def forward(self, t: Tensor) -> Tensor:
+        x = self.e(t)
+        x *= 2
+        z = self.l(self.base(x).relu_())
+        z += self.shift
+        return self.h(z.relu_().mean(1)).mul_(2)
+
+
+def wide_in_place() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 120), nn.ReLU(inplace=True), nn.Linear(120, 100), nn.ELU(1.0, True), nn.Linear(100, 3))
+
+
 class Lora(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -372,6 +393,8 @@ def uses_batch(w, f, k, carry, extras):
         (Tied, "vector"),
         (Attention, "tokens"),
         (Encoder, "tokens"),
+        (InPlace, "tokens"),
+        (wide_in_place, "vector"),
         (Lora, "vector"),
     ],
 )
@@ -867,6 +890,17 @@ class Sideways(nn.Module):
 
 def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+
+
+def between(w, f, k, carry, extras):
+    """Along the gradient; the carry is by how much it and the loss differ when they are taken again."""
+    g, value = f.grad(w), f(w)
+    return g, carry + (f.grad(w.clone()) - g).abs().sum() + (f(w.clone()) - value).abs()
+
+
+def test_all_evaluations_of_a_step_see_one_dropout():
+    for out in train_stacked(cohort(model_of(dropping), step=between, carry=torch.zeros((), dtype=torch.float64))):
+        assert float(out.carry) == 0.0
 
 
 @pytest.mark.parametrize(("net", "kind"), [(mlp, "vector"), (wide, "vector"), (cnn, "image"), (Attention, "tokens")])

@@ -64,6 +64,33 @@ def seeded(key: tuple[Any, ...], device: torch.device) -> Iterator[Callable[[], 
             _restore(device, before)
 
 
+class Steady:
+    """The torch randomness of a step's first evaluation, in every other one: its gradients at two points are those of
+    one network, and differ by what lies between the points alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._first: list[Tensor] | None = None
+
+    def begin(self) -> None:
+        """The next step, with draws of its own."""
+        self._first = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """One evaluation."""
+        now = _states(self._device)
+        if self._first is None:
+            self._first = now
+            yield
+            return
+        _restore(self._device, self._first)
+        try:
+            yield
+        finally:
+            _restore(self._device, now)
+
+
 def _generators(device: torch.device) -> list[torch.Generator]:
     if device.type != "cuda":
         return [torch.default_generator]

@@ -46,13 +46,13 @@ def auto_tuned(w: Tensor, f: Any, k: int, carry: Any, extras: Any) -> tuple[Tens
 
         eta_k = min(gamma ||w - w'|| / (2 ||g - g'||), sqrt(1 + delta theta_k-1) eta_k-1),    theta_k = eta_k / eta_k-1
 
-    with w' the weights a step ago and g' the gradient there on the SAME batch. Where g = g' only the second bound is
-    left. `tuning(...)` is the carry to start from.
+    with w' the weights a step ago and g' the gradient there on the SAME batch. Where g = g' or w = w' only the second
+    bound is left: rounding alone may turn a gradient that was taken twice. `tuning(...)` is the carry to start from.
     """
     g = f.grad(w)
     moved = torch.linalg.vector_norm(w - carry["before"])
     turned = torch.linalg.vector_norm(g - f.grad(carry["before"]))
-    smooth = torch.where(turned > 0, extras["gamma"] * moved / (2 * turned), torch.inf)
+    smooth = torch.where((turned > 0) & (moved > 0), extras["gamma"] * moved / (2 * turned), torch.inf)
     eta = torch.minimum(smooth, torch.sqrt(1 + extras["delta"] * carry["theta"]) * carry["eta"])
     return eta / extras["lr"] * g, {"before": w.clone(), "eta": eta, "theta": eta / carry["eta"]}
 

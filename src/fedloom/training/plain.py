@@ -19,7 +19,7 @@ from torch import Tensor
 from fedloom.data.fields import Data
 from fedloom.errors import ConfigError, DataError, NotSupported
 
-from .chance import repeatable
+from .chance import Steady, repeatable
 from .live import Live, LiveModel, Selection, live_of
 from .request import LossHook, Schedule, Trained, Training, code_key
 from .solvers import SGD, Adam, Solver
@@ -216,7 +216,7 @@ class Objective:
     `f(v)` is the mean loss (0-dim), `f.grad(v)` its gradient `(d,)`, clipped if the solver clips and zero
     wherever nothing may move; both take another loss hook as second argument. Differentiable where `v` is
     being differentiated (`requires_grad`, `torch.func`). `f.batch` and `f.model` are what loss hooks get. The
-    statistics of the network are those of the first evaluation in a step.
+    statistics of the network and its randomness (dropout) are those of the first evaluation in a step.
     """
 
     def __init__(self, request: Training, live: Live, moving: Selection, track: Mean) -> None:
@@ -226,25 +226,29 @@ class Objective:
         self._losses: dict[LossHook | None, tuple[Callable[[Any], Tensor], Sequence[Tensor]]] = {}
         self._at: tuple[Tensor, int] | None = None
         self._evaluated = False
+        self._steady = Steady(live.vector.device)
 
     def begin(self, batch: Any) -> None:
         """The next step."""
         self.batch, self._evaluated = batch, False
         self._at = None
+        self._steady.begin()
 
     def __call__(self, v: Tensor, loss: LossHook | None = None) -> Tensor:
-        if _followed(v):
-            return self._mean(v, loss)
-        with torch.no_grad():
-            return self._evaluate(v, loss, lambda each, _: each.mean())
+        with self._steady():
+            if _followed(v):
+                return self._mean(v, loss)
+            with torch.no_grad():
+                return self._evaluate(v, loss, lambda each, _: each.mean())
 
     def grad(self, v: Tensor, loss: LossHook | None = None) -> Tensor:
-        if not _followed(v):
-            g = self._evaluate(v, loss, self._flat)
-        elif _wrapped(v):
-            g = torch.func.grad(lambda u: self._mean(u, loss))(v)
-        else:
-            (g,) = torch.autograd.grad(self._mean(v, loss), v, create_graph=True)
+        with self._steady():
+            if not _followed(v):
+                g = self._evaluate(v, loss, self._flat)
+            elif _wrapped(v):
+                g = torch.func.grad(lambda u: self._mean(u, loss))(v)
+            else:
+                (g,) = torch.autograd.grad(self._mean(v, loss), v, create_graph=True)
         if self._moving.inside is not None:
             g = g * self._moving.inside
         clip = self._request.solver.clip

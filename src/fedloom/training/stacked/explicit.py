@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fedloom.data.fields import Data
+from fedloom.training.chance import Steady
 from fedloom.training.request import LossHook
 from fedloom.training.solvers import SGD, Adam
 
@@ -59,6 +60,7 @@ class ExplicitSteps:
         self.m = torch.zeros_like(self.w if adam or self.momentum else self.w[:0])
         self.v = torch.zeros_like(self.w if adam else self.w[:0])
         self.evaluated = False
+        self.steady = Steady(self.starts.device)
         twin.reset()
 
     def _extras(self) -> tuple[list[Any], list[int]]:
@@ -83,6 +85,7 @@ class ExplicitSteps:
 
     def step(self, step: Step, track: Track) -> None:
         self.now, self.track, self.evaluated = step, track, False
+        self.steady.begin()
         k = step.active
         w = self.w[:k]
         with torch.no_grad():
@@ -158,7 +161,7 @@ class ExplicitSteps:
         statistics = {n: p.stack for n, p in self.twin.statistics.items()} if self.evaluated else None
         self.twin.place(v, statistics)
         self.forward.token.matrix, self.forward.token.leaf = v, None
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), self.steady():
             losses = self.forward.losses(self.now, hook)
         if statistics is not None:
             for name, stack in statistics.items():

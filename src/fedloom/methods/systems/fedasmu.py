@@ -6,9 +6,9 @@
         w <- w + alpha (w_i - w)    alpha = mu_a xi / (1 + mu_a xi),  xi = lam / (sqrt(t) age^sigma) + iota
     all coefficients descend f_i:   dF/dalpha = <g_i, w_i - w>,   dF/dbeta = <grad f_i, w^g - w>
 
-t numbers the global models; g_i is the mean gradient of the job, (w^o - w_i) / (lr * steps). Every `period` seconds
-`trigger` idle clients start. Sent: w and o down, w^g and g in mid-job, w_i and its steps up. Kept at the server: each
-client's lam, sigma, iota; at a client: gamma, upsilon.
+t numbers the global models; g_i is (w^o - w_i) / (lr * steps), the mean gradient of the job and what a refresh moved.
+Every `period` seconds `trigger` idle clients start. Sent: w and o down, w^g and g in mid-job, w_i and its steps up.
+Kept at the server: each client's lam, sigma, iota; at a client: gamma, upsilon.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FedAsmu(Method):
         reduces=(("lam = 0, rate = 0, refresh = 0", "mixing with the constant weight iota / (1 + iota)"),),
         deviations=(
             "the moment of asking is fixed; the paper learns it with an LSTM and a Q-table per client",
-            "g_i is the mean gradient of the job, the paper's is taken at a later global model",
+            "g_i is how far the job went per step, with its refresh; the paper's is a gradient at a later global model",
             "xi and phi below 0 count as 0",
         ),
         claim="ends at a higher accuracy than FedAsync and FedBuff after as much time",

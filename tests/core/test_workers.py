@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import signal
+import struct
 import time
 import warnings
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +107,19 @@ class Dies(Odd):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DiesWriting(Odd):
+    """Client 3's worker ends once, in the middle of what it writes back."""
+
+    def also(self, client: fl.Client) -> None:
+        def half(pipe: Connection, letter: bytes) -> None:
+            os.write(pipe.fileno(), struct.pack("!i", len(letter)) + letter[: len(letter) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if client.id == 3 and multiprocessing.parent_process() is not None and not os.path.exists(self.path):
+            open(self.path, "w").close()
+            Connection.send_bytes = half  # type: ignore[assignment, method-assign]
+
+
 class Raises(Odd):
     """Client 3 raises, in a worker."""
 
@@ -129,6 +146,28 @@ class Asks(Odd):
         return fl.Message(params=state.params * scale)
 
 
+class DiesAsking(Asks):
+    """Client 3's worker ends once, when its question has been sent."""
+
+    async def local(self, client: fl.Client, params: torch.Tensor) -> fl.Message:
+        def last(pipe: Connection, letter: bytes) -> None:
+            with open(self.path, "w") as file:
+                file.write(str(os.getpid()))
+            send(pipe, letter)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        send = Connection.send_bytes
+        if client.id == 3 and multiprocessing.parent_process() is not None and not os.path.exists(self.path):
+            Connection.send_bytes = last  # type: ignore[assignment, method-assign]
+        return await super().local(client, params)
+
+    def fresh(self, state: Params, scale: float) -> fl.Message:
+        if os.path.exists(self.path) and (process := Path(self.path).read_text()):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, int(process), os.WEXITED | os.WNOWAIT)
+        return super().fresh(state, scale)
+
+
 def test_it_runs_in_other_processes() -> None:
     run = played(Process())
     processes = {run.host.memories[i]["process"] for i in range(8)}
@@ -149,6 +188,18 @@ def test_one_and_two_workers_give_the_same_bits(name: str) -> None:
 
 def test_a_worker_that_dies_is_replaced(tmp_path) -> None:
     assert torch.equal(played(Dies(path=str(tmp_path / "died"))).params, played(Odd()).params)
+
+
+def test_a_worker_that_dies_writing_is_replaced(tmp_path) -> None:
+    died = tmp_path / "died"
+    assert torch.equal(played(DiesWriting(path=str(died))).params, played(Odd()).params)
+    assert died.exists()
+
+
+def test_a_worker_that_dies_asking_is_replaced(tmp_path) -> None:
+    died = tmp_path / "died"
+    assert torch.equal(played(DiesAsking(path=str(died))).params, played(Asks()).params)
+    assert died.exists()
 
 
 def test_a_worker_that_dies_twice_is_told_of() -> None:

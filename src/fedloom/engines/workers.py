@@ -101,13 +101,14 @@ class Workers:
                     assert isinstance(pipe, Connection)
                     worker, k = busy[pipe]
                     try:
-                        kind, *what = read(pipe.recv_bytes(), self._tensors)
-                    except (EOFError, ConnectionError):
+                        letter = pipe.recv_bytes()
+                    except (EOFError, OSError):  # it has died, maybe in the middle of a letter
                         del busy[pipe]
                         continue
+                    kind, *what = read(letter, self._tensors)
                     if kind == "ask":
                         assert self.answer is not None
-                        pipe.send_bytes(write(self.answer(*what), self._tensors))
+                        _post(pipe, write(self.answer(*what), self._tensors))
                         continue
                     del busy[pipe]
                     idle.append(worker)
@@ -135,8 +136,7 @@ class Workers:
         except UNWRITABLE as e:
             kept_here(self.trainer, share, e)
             return False
-        with contextlib.suppress(ConnectionError):  # a worker that has died is noticed when it is waited for
-            worker.pipe.send_bytes(letter)
+        _post(worker.pipe, letter)
         return True
 
     def _back(
@@ -215,6 +215,12 @@ class _Worker:
         self.pipe.close()
         self.process.terminate()
         self.process.join()
+
+
+def _post(pipe: Connection, letter: bytes) -> None:
+    """Send a letter to a worker; one that has died is noticed when it is waited for."""
+    with contextlib.suppress(ConnectionError):
+        pipe.send_bytes(letter)
 
 
 def _homes(count: int) -> list[list[int]]:

@@ -51,6 +51,14 @@ def test_nobody_there_moves_by_what_is_remembered():
     same(done.params, (before.params + before.state.updates.mean).numpy())
 
 
+@pytest.mark.parametrize("method", [METHOD, fl.Mifa(solver=SGD)])
+def test_an_earlier_run_among_more_clients_speaks_for_those_that_are_still_there(method):
+    first = run(method, rounds=4)
+    updates = run(method, rounds=0, ids=range(2), before=first).state.updates
+    assert set(first.state.updates.of) > set(updates.of) == {0, 1}
+    same(updates.mean, ((first.state.updates.of[0] + first.state.updates.of[1]) / 2).numpy())
+
+
 def test_constant_updates_become_exact_after_one_visit_to_each():
     """Clients whose update never changes: after one visit to each, every step is the mean of all, whoever is drawn."""
     q = quadratics(clients=4, samples=(1, 1, 1, 1))

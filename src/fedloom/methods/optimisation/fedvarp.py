@@ -60,7 +60,7 @@ class FedVarp(Method):
 
     def start(self, clients: Clients, before: FedVarpState | None = None) -> FedVarpState:
         params = before.params if before else clients.model.initial()
-        return FedVarpState(params, before.updates if before else Updates.none(params))
+        return FedVarpState(params, before.updates.among(clients.ids) if before else Updates.none(params))
 
     async def local(self, client: Client, params: Tensor) -> Message:
         out = await client.train(params, solver=self.solver)

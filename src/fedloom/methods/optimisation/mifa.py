@@ -70,7 +70,7 @@ class Mifa(Method):
 
     def start(self, clients: Clients, before: MifaState | None = None) -> MifaState:
         params = before.params if before else clients.model.initial()
-        return MifaState(params, before.updates if before else Updates.none(params))
+        return MifaState(params, before.updates.among(clients.ids) if before else Updates.none(params))
 
     async def local(self, client: Client, params: Tensor) -> Message:
         out = await client.train(params, solver=self.solver)

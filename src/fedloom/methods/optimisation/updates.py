@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,11 @@ class Updates(State):
     def none(like: Tensor) -> Updates:
         """Nobody has sent anything."""
         return Updates({}, torch.zeros_like(like))
+
+    def among(self, ids: Sequence[int]) -> Updates:
+        """Those of these clients, in the mean over them alone, where all count alike."""
+        of = {i: self.of[i] for i in ids if i in self.of}
+        return Updates(of, sum(of.values(), torch.zeros_like(self.mean)) / max(len(ids), 1))
 
     def get(self, id: int) -> Tensor:
         """A client's last update."""

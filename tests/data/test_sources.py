@@ -145,11 +145,34 @@ def test_names_forgive_hyphens_and_case():
         ("synthetic:clientz=3", {}, "Did you mean 'clients'"),
         ("synthetic:1,1,30,false,9", {}, "takes alpha, beta, clients, iid"),
         ("digits", {"limit": 0}, "limit is 1 or more"),
+        ("synthetic", {"clients": 2.5}, "clients of the source 'synthetic' is a whole number; given 2.5"),
+        ("synthetic", {"clients": True}, "is a whole number; given True"),
+        ("synthetic", {"iid": 3}, "iid of the source 'synthetic' is"),
+        ("synthetic:iid=maybe", {}, "given 'maybe'"),
+        ("synthetic:nan", {}, "alpha of the source 'synthetic' is a number; given nan"),
+        ("synthetic", {"beta": float("inf")}, "alpha, beta >= 0"),
     ],
 )
 def test_wrong_options_say_what_is_right(name, options, says):
     with pytest.raises(ConfigError, match=says):
         load(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "says"),
+    [
+        ("fsdd:bands=0", "fsdd", "bands is 1 or more; given 0"),
+        ("digit-strings:repeats=0", "fsdd", "repeats is 1 or more; given 0"),
+        ("digit-strings:digits=1", "fsdd", "digits is 2 or more; given 1"),
+        ("financial-phrasebank:length=0", "financial_phrasebank", "length is 8 or more; given 0"),
+        ("instruct-general:pairs,length=7", "instruct_general", "length is 8 or more; given 7"),
+    ],
+)
+def test_options_that_leave_nothing_are_refused_and_the_files_not_blamed(monkeypatch, tmp_path, name, folder, says):
+    (tmp_path / folder).mkdir()
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(ConfigError, match=says):
+        load(name)
 
 
 def test_without_the_folder_the_error_names_the_variable_and_the_bundled_sets(monkeypatch, tmp_path):
@@ -223,6 +246,8 @@ def test_windows_read_on_where_the_last_one_stopped():
     assert owner.tolist() == [0, 0, 0, 2]
     with pytest.raises(ConfigError, match="no text is longer"):
         windows([b"abc"], 3)
+    with pytest.raises(ConfigError, match="length is 2 or more; given 1"):
+        windows([b"abc"], 1)
 
 
 def test_limit_keeps_groups_and_samples_together():

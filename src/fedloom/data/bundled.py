@@ -99,7 +99,7 @@ def synthetic(
 
     `iid`: all clients share one model, and the centre is 0.
     """
-    if alpha < 0 or beta < 0 or clients < 1:
+    if not (0 <= alpha < np.inf and 0 <= beta < np.inf and clients >= 1):
         raise ConfigError(f"synthetic needs alpha, beta >= 0 and clients >= 1; given {alpha}, {beta}, {clients}")
     spread = np.arange(1, 61) ** -0.6  # square root of j^-1.2
     common = numbers(seed, "synthetic", "shared")

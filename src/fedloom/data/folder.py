@@ -11,7 +11,7 @@ from fedloom.errors import ConfigError
 
 from .fields import IGNORE, Data
 from .partitions import IID, Dirichlet, Domains, Natural
-from .registry import Folder, Source, choice, integers, pixels, source
+from .registry import Folder, Source, at_least, choice, integers, pixels, source
 
 _CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -172,6 +172,7 @@ def har(folder: Folder, seed: int) -> Source:
 @source("fsdd", "classification", "1,500 spoken digits by 6 speakers, as log-mel spectrograms", "fsdd")
 def fsdd(folder: Folder, seed: int, *, bands: int = 40) -> Source:
     """x: log-mel energies `[1, bands, 64]` of the first second, standardised per clip."""
+    at_least(1, bands=bands)
     file = folder.npz("fsdd.npz")
     clips = torch.zeros(len(file["y"]), 8064)
     for row, start, stop in zip(clips, file["offset"][:-1], file["offset"][1:]):

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fedloom.checked import spell
+from fedloom.checked import fits, spell
 from fedloom.errors import ConfigError, DataError, unknown
 
 from .fields import Data
@@ -162,16 +162,21 @@ def options_of(entry: Entry, text: str, given: Mapping[str, Any]) -> dict[str, A
 
 def _typed(entry: Entry, key: str, value: Any) -> Any:
     kind = type(entry.options[key])
-    if not isinstance(value, str) or kind is str:
-        return value
-    if kind is bool and value.lower() in ("true", "false"):
-        return value.lower() == "true"
+    if isinstance(value, str):
+        value = _read(kind, value)
+    if not fits(value, kind):
+        raise ConfigError(f"{key} of the source {entry.name!r} is {spell(kind)}; given {value!r}")
+    return value
+
+
+def _read(kind: Any, text: str) -> Any:
+    """The value that a text stands for; the text where it stands for none."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        if kind in (int, float):
-            return kind(value)
+        return kind(text)
     except ValueError:
-        pass
-    raise ConfigError(f"{key} of the source {entry.name!r} is {spell(kind)}; given {value!r}")
+        return text
 
 
 def choice(kind: str, given: str, accepted: tuple[str, ...]) -> str:
@@ -183,6 +188,13 @@ def choice(kind: str, given: str, accepted: tuple[str, ...]) -> str:
     if given not in accepted:
         raise unknown(kind, given, accepted)
     return given
+
+
+def at_least(least: int, **given: int) -> None:
+    """Raises ConfigError where an option is smaller."""
+    for name, value in given.items():
+        if value < least:
+            raise ConfigError(f"{name} is {least} or more; given {value}")
 
 
 @dataclass(frozen=True)

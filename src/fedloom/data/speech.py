@@ -10,7 +10,7 @@ from fedloom.keyed import generator
 from .fields import IGNORE, Data
 from .folder import log_mel
 from .partitions import Natural
-from .registry import Folder, Source, source
+from .registry import Folder, Source, at_least, source
 
 RATE, HOP, FRAMES = 8000, 128, 128
 """Samples a second, samples a frame, frames of a string: about two seconds."""
@@ -25,6 +25,8 @@ def digit_strings(folder: Folder, seed: int, *, bands: int = 24, digits: int = 3
 
     digits: of the longest string; repeats: in how many strings each clip is.
     """
+    at_least(1, bands=bands, repeats=repeats)
+    at_least(2, digits=digits)
     file = folder.npz("fsdd.npz")
     clips = np.split(file["audio"].astype(np.float32) / 32768, file["offset"][1:-1])
     sound: list[np.ndarray] = []

@@ -17,7 +17,7 @@ from fedloom.errors import ConfigError, DataError
 from .convert import answered, text_rows
 from .fields import Data
 from .partitions import IID, Dirichlet, Natural
-from .registry import Folder, Source, choice, integers, source
+from .registry import Folder, Source, at_least, choice, integers, source
 
 BYTES = 256
 Records = Sequence[Mapping[str, Any]]
@@ -30,8 +30,7 @@ def windows(texts: Sequence[bytes], length: int) -> tuple[Data, Tensor]:
     Raises:
         ConfigError: no text is longer than `length`.
     """
-    if length < 1:
-        raise ConfigError(f"a window has 1 or more bytes; given length={length}")
+    at_least(2, length=length)
     rows, owner = [], []
     for i, text in enumerate(texts):
         data = np.frombuffer(text, np.uint8)
@@ -105,8 +104,7 @@ def _instructions(
     origin: str,
     licence: str,
 ) -> Source:
-    if length < 8:
-        raise ConfigError(f"length is 8 bytes or more; given {length}")
+    at_least(8, length=length)
     return Source(
         name=name,
         train=answered([pair(r) for r in train], length),
@@ -166,6 +164,7 @@ def financial_phrasebank(folder: Folder, seed: int, *, task: str = "language", l
     """`task`: "language" (the sentiment is the response; field `label` holds it as 0, 1, 2) or "classification" (`x`
     the sentence, `y` the sentiment)."""
     choice("task", task, ("language", "classification"))
+    at_least(8, length=length)
     records = folder.lines("financial_phrasebank.jsonl.gz")
     names = ("negative", "neutral", "positive")
     label = torch.tensor([names.index(r["label"]) for r in records])
@@ -197,6 +196,7 @@ def instruct_general(folder: Folder, seed: int, *, kind: str = "instructions", l
     """`kind`: "instructions"; "pairs" (`x, y, mask` the chosen answer, `rejected_x, rejected_y, rejected_mask` the
     other); or "binary" (field `good` 0 or 1)."""
     choice("kind", kind, ("instructions", "pairs", "binary"))
+    at_least(8, length=length)
     origin, licence = "hiyouga/LLaMA-Factory", "Apache-2.0 for the repository"
     if kind == "instructions":
         records = folder.lines("alpaca_en.jsonl.gz")

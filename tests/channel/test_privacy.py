@@ -213,6 +213,7 @@ def test_a_once_value_cannot_be_clipped() -> None:
         ([*DP(1.0, 1.0), Quantize(8)], "longer after Clip"),
         ([Clip(1.0), RandK(0.5), GaussianNoise(1.0)], "longer after Clip"),
         ([Clip(1.0), TopK(0.5), GaussianNoise(1.0)], "longer after Clip"),  # what is fed back was not clipped
+        ([Clip(1.0), Sign(), GaussianNoise(1.0)], "longer after Clip"),
     ],
 )
 def test_unsound_orders_are_refused(stages: list[Stage], words: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from orders import overheard
 from torch import nn
-from worked import SGD, START, N, Softmax, X, Y, batches, gradient, run, same
+from worked import SGD, START, N, Softmax, X, Y, batches, cohort, gradient, run, same
 
 import fedloom as fl
 from fedloom.message import nbytes
@@ -21,7 +21,8 @@ from fedloom.methods.systems.quantised import levels, matrices, on_grid, packed,
 from fedloom.testing import tiny_federation
 
 TASK = fl.Classification(model=Softmax)
-PLAIN = fl.ProWD(cohort=4, bits=(32, 3), solver=SGD, teach=fl.Adam(steps=0), selective=False)
+NONE = fl.Adam(steps=0)
+PLAIN = fl.ProWD(cohort=4, bits=(32, 3), solver=SGD, teach=NONE, selective=False)
 
 
 def q(w, bits):
@@ -130,6 +131,24 @@ def test_it_comes_nearer_to_weights_it_has_not_seen():
     assert loss(taught, data) < 0.9 * loss(phi, data)
     low = quantised(other, 3, model)
     assert (lifted(taught, low, model)[-1] - other).abs().mean() < 0.9 * (low - other).abs().mean()
+
+
+def test_a_round_teaches_with_the_mean_of_those_in_full_precision():
+    method = replace(PLAIN, teach=fl.Adam(lr=1e-3, steps=20, batch_size=9))
+    taught, still = (overheard(m, TASK, with_server_data(), rounds=1)[0] for m in (method, PLAIN))
+    high = torch.from_numpy(7 * local(START, 0, 0, 32) + 5 * local(START, 2, 0, 32)) / 12
+    loss = rebuilding(taught.plan.model, high, 3, 32, method.blocks, method.lam)
+    data = fl.Data(x=torch.from_numpy(X[0]))
+    assert loss(taught.state.lift[3], data) < 0.99 * loss(still.state.lift[3], data)
+
+
+def test_nothing_is_taught_in_a_round_without_full_precision():
+    (only,) = cohort(0, 1)
+    bits = (32, 3) if only % 2 else (3, 32)
+    method = replace(PLAIN, cohort=1, bits=bits, teach=fl.Adam(lr=1e-3, steps=20, batch_size=9))
+    taught, still = (overheard(m, TASK, with_server_data(), rounds=1)[0] for m in (method, replace(method, teach=NONE)))
+    assert torch.equal(taught.state.lift[3], still.state.lift[3])
+    same(taught.params, local(START, only, 0, 3))
 
 
 def test_bytes_and_views():

@@ -262,8 +262,8 @@ REPLIES: dict[str, tuple[str, str, Reply | bytes]] = {
         Reply(message=Message(x=Once(At(torch.tensor([0]), torch.ones(1), 10**12)))),
     ),
     "a packed tensor of a terabyte": ("too large", "more than", Reply(message=packed(shape=(10**6, 10**6)))),
-    "too few codes": ("malformed", "reply", Reply(message=packed(shape=(400,)))),
-    "codes of no bits": ("malformed", "reply", Reply(message=packed(bits=0))),
+    "too few codes": ("malformed", "are not 400 codes of 8 bits", Reply(message=packed(shape=(400,)))),
+    "codes of no bits": ("malformed", "codes of 0 bits", Reply(message=packed(bits=0))),
     "codes that are text": ("malformed", "reply", Reply(message=packed(codes="text"))),
     "a shape of truth values": ("malformed", "shape", Reply(message=packed(shape=(True,)))),
     "a negative shape": ("malformed", "shape", Reply(message=packed(shape=(-4,)))),
@@ -294,6 +294,7 @@ REPLIES: dict[str, tuple[str, str, Reply | bytes]] = {
     "a message that is a list": ("malformed", "wrong type", Reply(message=[1])),  # type: ignore[arg-type]
     "a record nobody knows": ("malformed", "unknown record", BODY.replace(b'\\"message\\"', b'\\"massage\\"')),
     "truncated": ("malformed", "not a Fedloom message", BODY[:-1]),
+    "a tree of JSON larger than the plan allows": ("too large", "bytes of JSON", Reply(message=Message(x=[[]] * 30_000))),
     "a head that promises too much": ("malformed", "not a Fedloom message", (1 << 40).to_bytes(8, "little") + BODY[8:]),
     "bytes": ("malformed", "not a Fedloom message", b"not safetensors"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ from fedloom.deploy.listening import Listener
 from fedloom.deploy.metrics import exposition
 from fedloom.deploy.tables import Table
 from fedloom.deploy.wire import Reply
-from fedloom.errors import CheckpointError, ConfigError, FedloomWarning, MessageError, NotSupported
+from fedloom.errors import CheckpointError, ConfigError, FedloomError, FedloomWarning, MessageError, NotSupported
 from fedloom.message import At, Message
 from fedloom.method import catalogue
 from fedloom.runs import Recipe
@@ -215,6 +216,32 @@ def test_a_site_has_room_for_one_reply(desk):
         part = f"body {k}".encode()
         a._json("PUT", f"/v1/blobs/{name_of(part)}?offset=0&size={len(part)}", part)
     assert len([p for p in desk.serving.blobs.folder.iterdir() if p.stat().st_size == 6]) == 1
+
+
+def test_one_site_s_questions_do_not_take_all_there_is(desk, monkeypatch):
+    desk.joined()
+    job, most, running = _job(desk.joined()[0]), [0], [0]
+
+    def slow(site: str, id: str, number: int, body: bytes) -> str:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.2)
+        running[0] -= 1
+        return "answer"
+
+    service = desk.serving.service
+    service.coordinator.look()
+    monkeypatch.setattr(service.coordinator, "question", slow)
+
+    def ask(number: int) -> None:
+        link = desk.link("a")
+        link.plan = service.plan
+        with contextlib.suppress(FedloomError):
+            link._json("POST", f"/v1/questions?job={job['id']}&number={number}", b"what?")
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(ask, range(20)))
+    assert 1 <= most[0] <= 8
 
 
 def test_damaged_bodies_are_sent_again(desk):

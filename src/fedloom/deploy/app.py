@@ -199,9 +199,10 @@ class Service:
         site = self._agreed(request, peer)
         if self.coordinator is None or self.coordinator.standing is None:
             raise Halt(503, "the run is not ready yet")
-        body = await read_body(request, int(self.offer.terms.piece * 1e6))
         id, number = request.state.query["job"], request.state.query["number"]
-        name = await run_in_threadpool(self.coordinator.question, site, id, number, body)
+        async with self.uploads.one_piece(site):
+            body = await read_body(request, int(self.offer.terms.piece * 1e6))
+            name = await run_in_threadpool(self.coordinator.question, site, id, number, body)
         return Answer({"answer": name})
 
     async def bye(self, request: Request, peer: Peer) -> Response:

@@ -33,7 +33,7 @@ from .blobs import Blobs, NotHere
 from .journal import Journal, Written
 from .logs import say
 from .summing import SecureSum
-from .wire import NotFinite, Reply, TooLarge, digest, header, reading, round_of
+from .wire import NotFinite, Reply, TooLarge, check_tree, digest, header, reading, round_of
 
 KEPT_ROUNDS = 3
 """Bodies of older rounds go; a run resumes from one of its last two checkpoints."""
@@ -254,7 +254,9 @@ class Coordinator:
     def _refusal(self, body: str, judge: str) -> tuple[str | None, str]:
         """Why a reply can never count, looked at before it is, and in one word or two; None and "" where it can."""
         try:
-            reply = Reply.load(self.blobs.checked(body))
+            path = self.blobs.checked(body)
+            check_tree(path, self.terms.bytes_largest)
+            reply = Reply.load(path)
             with reading("reply"):
                 reply.check(self.terms.bytes_largest)
             reply.opened(self.plan, judge)

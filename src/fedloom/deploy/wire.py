@@ -26,6 +26,10 @@ from fedloom.written import load, loads, pieces
 VERSION = "version"
 """What the server knows of a client's memory: under this name, the id of the last job of it that counted."""
 
+_UNFOLDS = 48
+"""Bytes of memory that one byte of JSON comes to at most: lists in lists."""
+_ALWAYS = 1 << 25  # bytes: what names and shapes of a small message come to
+
 _WHAT = ("number", "client", "program", "payload", "key", "memory", "version", "began", "judge", "samples")
 
 
@@ -189,8 +193,9 @@ class Reply:
             raise MessageError("not a reply: a field has the wrong type, a negative or an infinite number")
         if self.message is not None:
             check_size(self.message, largest)
+            message = opened(self.message)
             try:
-                check_finite(opened(self.message), "reply")
+                check_finite(message, "reply")
             except MessageError as e:
                 raise NotFinite(str(e)) from None
 
@@ -256,6 +261,18 @@ def reading(what: str) -> Iterator[None]:
         raise
     except Exception as e:
         raise MessageError(f"no {what} that can be read: {type(e).__name__}: {e}") from None
+
+
+def check_tree(path: Path, largest: int) -> None:
+    """Refuse a file whose tree of JSON, however little it says, would take more than `largest` bytes to read.
+
+    Raises:
+        TooLarge: how much there is of it.
+    """
+    with open(path, "rb") as f:
+        tree = int.from_bytes(f.read(8), "little")
+    if min(tree, path.stat().st_size) * _UNFOLDS > max(largest, _ALWAYS):
+        raise TooLarge(f"{tree:,} bytes of JSON, which would be more than {largest:,} bytes, the most the plan allows")
 
 
 def check_size(value: Any, largest: int) -> None:

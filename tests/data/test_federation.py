@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
 from fedloom.data import Data, Dirichlet, Federation, Local
+from fedloom.data.arrange import client_names
 from fedloom.data.population import split_sizes
 from fedloom.errors import ConfigError, DataError, FedloomError
 
@@ -145,6 +146,8 @@ def test_client_names_follow_their_groups():
         "ann 1", "bob 1", "zoe 1", "ann 2", "bob 2", "zoe 2",
     )  # fmt: skip
     assert Federation.from_arrays(x, y, 2, "natural", groups=speakers).names is None
+    empty = np.array([0, 2, 2, 4])
+    assert client_names(np.array([0, 0, 1, 1]), ("ann", "bob"), empty) is None
 
 
 # ---------------------------------------------------------------------------------------------------- a lazy population

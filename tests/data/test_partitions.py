@@ -300,6 +300,7 @@ def test_dirichlet_text_round_trips_for_any_number(alpha, least, by):
 def test_parsing_is_forgiving_where_it_is_clear():
     assert parse_partition(" Dirichlet: 0.1 ") == Dirichlet(0.1)
     assert parse_partition("dirichlet:alpha=0.1") == Dirichlet(0.1)
+    assert parse_partition("dirichlet: 0.1, least = 3, by = group") == Dirichlet(0.1, least=3, by="group")
     assert parse_partition("rotation:45") == FeatureShift("rotation", 45.0)
     assert parse_partition("color:1").spec == "colour"
     assert parse_partition(IID()) == IID()
@@ -312,6 +313,7 @@ def test_parsing_is_forgiving_where_it_is_clear():
         ("dirichlet", "dirichlet:0.1"),
         ("dirichlet:abc", "is a number; given 'abc'"),
         ("dirichlet:0.1,leest=3", "Did you mean 'least'"),
+        ("dirichlet:0.1,alpha=0.2", "gives alpha twice"),
         ("dirichlet:-1", "above 0"),
         ("dirichlet:nan", "alpha takes a number"),
         ("dirichlet:0.1/iid", "no base partition"),

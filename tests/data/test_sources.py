@@ -148,6 +148,7 @@ def test_names_forgive_hyphens_and_case():
         ("synthetic", {"clients": 2.5}, "clients of the source 'synthetic' is a whole number; given 2.5"),
         ("synthetic", {"clients": True}, "is a whole number; given True"),
         ("synthetic", {"iid": 3}, "iid of the source 'synthetic' is"),
+        ("synthetic:1,alpha=2", {}, "gives alpha twice"),
         ("synthetic:iid=maybe", {}, "given 'maybe'"),
         ("synthetic:nan", {}, "alpha of the source 'synthetic' is a number; given nan"),
         ("synthetic", {"beta": float("inf")}, "alpha, beta >= 0"),

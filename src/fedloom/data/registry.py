@@ -143,14 +143,17 @@ def source(
 
 def options_of(entry: Entry, text: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options out of `"1,1,clients=50"` and keywords, checked against what the reader takes."""
-    names, options = list(entry.options), dict(given)
+    names, written = list(entry.options), dict[str, Any]()
     for i, item in enumerate(part.strip() for part in text.split(",") if part.strip()):
-        key, equals, value = item.partition("=")
+        key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             if i >= len(names):
                 raise ConfigError(f"{entry.name} takes {', '.join(names) or 'no options'}; given {text!r}")
             key, value = names[i], item
-        options[key.strip()] = value.strip()
+        if key in written:
+            raise ConfigError(f"{text!r} gives {key} twice")
+        written[key] = value
+    options = {**given, **written}
     for key, value in options.items():
         if not names:
             raise ConfigError(f"{entry.name} takes no options; given {key!r}")

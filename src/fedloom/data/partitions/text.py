@@ -43,13 +43,15 @@ def parse_partition(text: str | Partition) -> Partition:
     options = dict(preset)
     settable = [f.name for f in fields(kind) if f.name not in ("base", "encoder", *preset)]
     for i, item in enumerate(part.strip() for part in rest.split(",") if part.strip()):
-        key, equals, value = item.partition("=")
+        key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             if i >= len(settable):
                 raise ConfigError(f"{name} takes {', '.join(settable) or 'no values'}; given {rest!r}")
             key, value = settable[i], item
         if key not in settable:
             raise unknown(f"option of the partition {name!r}", key, settable)
+        if key in options:
+            raise ConfigError(f"{text!r} gives {key} twice")
         options[key] = _value(kind, name, key, value)
     if base:
         if "base" not in {f.name for f in fields(kind)}:

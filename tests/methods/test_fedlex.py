@@ -113,6 +113,16 @@ def test_the_control_has_the_same_values_elsewhere():
     torch.testing.assert_close(plain[9:].sort().values, control[9:].sort().values)
 
 
+def test_the_control_is_the_same_when_it_is_run_again():
+    control = replace(METHOD, shuffled=True)
+    same(run(control, rounds=1).state.mask, run(control, rounds=1).state.mask.numpy(), 0)
+
+
+def test_scouts_explore_by_epochs_where_the_solver_counts_steps():
+    few = replace(METHOD, solver=replace(SGD, steps=1))
+    same(run(few, rounds=1).state.mask, run(METHOD, rounds=1).state.mask.numpy(), 0)
+
+
 def test_the_mask_is_sent_once():
     done = run(METHOD, rounds=6)
     d = 12 * 8

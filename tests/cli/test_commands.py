@@ -172,6 +172,17 @@ def test_no_words_are_answered_with_the_help(capsys, words):
     assert "Usage: fedloom" in out
 
 
+def test_a_command_that_is_stopped_while_it_loads_ends_without_a_traceback(capsys, monkeypatch):
+    import fedloom.cli.app
+
+    def stopped(*words: str, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fedloom.cli.app, "app", stopped)
+    code, out, err = ran(capsys, "methods")
+    assert (code, out, err) == (130, "", "")
+
+
 def test_debug_shows_the_traceback():
     from fedloom.errors import ConfigError
 

@@ -14,10 +14,14 @@ def main(arguments: list[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    if words in ([], ["certs"]):
-        words.append("--help")
+    try:
+        code = _ran([word for word in words if word != "--debug"], debug)
+    except KeyboardInterrupt:  # Typer answers those of a command; this one came while it was being loaded
+        code = 130
+    raise SystemExit(code)
 
+
+def _ran(words: list[str], debug: bool) -> int | None:
     import warnings
 
     import typer
@@ -35,25 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(str(message), markup=False, highlight=False)
 
     warnings.showwarning = say
+    if words in ([], ["certs"]):
+        words = [*words, "--help"]
     try:
-        code = app(words, prog_name="fedloom", standalone_mode=False)
+        return app(words, prog_name="fedloom", standalone_mode=False)
     except typer.Abort:
-        raise SystemExit(130) from None
+        return 130
     except (FedloomError, OSError, usage.Refused) as error:
         if debug:
             raise
         console.print("[bold red]error[/]", end="  ")
-        console.print(_said(error), markup=False, highlight=False)
-        raise SystemExit(2) from None
-    raise SystemExit(code)
-
-
-def _said(error: Exception) -> str:
-    """The message; of a file that cannot be read or written, its name and why; of a line, one that works, too."""
-    from . import usage
-
-    if isinstance(error, usage.Refused):
-        return usage.said(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        console.print(usage.said(error), markup=False, highlight=False)
+        return 2

@@ -1,4 +1,4 @@
-"""What a line got wrong, in the form of every other error: what was given, what is accepted, a call that works."""
+"""Errors as the terminal shows them; one of the line itself says what was given and accepted, and a call that works."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ _KINDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 
 
 def said(error: Any) -> str:
-    """The message of a `Refused`, and how its command is called."""
+    """The message; of a file that cannot be read or written, its name and why; of a line, how it is called, too."""
+    if isinstance(error, Refused):
+        return _line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _line(error: Any) -> str:
     context = error.ctx
     path = context.command_path if context else "fedloom"
     help = (context.command.help or "") if context else ""

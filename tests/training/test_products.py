@@ -106,6 +106,16 @@ def test_frozen_layers_under_every_kind_of_derivative(nets):
         close(plain(x[0, 0]), quick(x[0, 0]))
 
 
+def test_what_a_frozen_layer_gives_may_be_written_into(nets):
+    plain, quick, x = nets
+    x.requires_grad_()
+
+    def derivative(m):
+        return torch.autograd.grad(torch.relu_(m.a(x)).square().sum(), x)
+
+    close(derivative(plain), derivative(quick))
+
+
 def test_flops_are_counted_as_ever():
     torch.manual_seed(1)
     plain = Net()

@@ -91,6 +91,19 @@ class Stranger(nn.Module):
         return self.a(x) * self.scale[0]
 
 
+class Squeezed(nn.Module):
+    """A tensor takes another shape, and is then viewed in its first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.tanh(self.a(x)).clone()
+        z.unsqueeze_(1)
+        return z.view(-1, 6)
+
+
 class Ramp(nn.Module):
     """A buffer counts its steps, and its output grows with them."""
 
@@ -219,6 +232,7 @@ def test_lazy_layers_whose_memory_grows_are_not_repeated(monkeypatch):
         (Alternates, "one step is not like another"),
         (Counts, "one step is not like another"),
         (Stranger, "comes from outside"),
+        (Squeezed, "not the same at every step"),
     ],
 )
 def test_what_need_not_be_the_same_is_not_repeated(net, why, monkeypatch):

@@ -170,7 +170,9 @@ class InPlace(nn.Module):
 
 
 def wide_in_place() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 120), nn.ReLU(inplace=True), nn.Linear(120, 100), nn.ELU(1.0, True), nn.Linear(100, 3))
+    return nn.Sequential(
+        nn.Linear(6, 120), nn.ReLU(inplace=True), nn.Linear(120, 100), nn.ELU(1.0, True), nn.Linear(100, 3)
+    )
 
 
 class Lora(nn.Module):

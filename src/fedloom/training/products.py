@@ -10,7 +10,7 @@ the processor and the shapes alone: a run repeats itself to the bit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,12 @@ def products(x: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(x, weights.mT)
 
 
+def shaped(result: Tensor, shape: Sequence[int]) -> Tensor:
+    """A fresh result in this shape, to be returned by an `autograd.Function`: what it returns as a view cannot be
+    written into, as `nn.ReLU(inplace=True)` does."""
+    return torch.ops.aten._unsafe_view.default(result, shape)
+
+
 def _for(x: Tensor, weight: Tensor) -> Callable[..., Tensor] | None:
     """The quicker library's dense layer, where it is there and has something to gain."""
     worth = weight.numel() >= _WORTH and x.dtype == torch.float32 and x.device.type == "cpu"
@@ -72,7 +78,7 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+        return shaped(product(x.reshape(-1, x.shape[-1]), weight, bias), (*x.shape[:-1], len(weight)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from fedloom.training.products import product, products
+from fedloom.training.products import product, products, shaped
 
 from .fold import NotStackable, field_of
 from .perclient import PerClient
@@ -320,9 +320,8 @@ class _Lazy(torch.autograd.Function):
         k, r, s = l.k, l.r, l.w.s
         x3 = x.reshape(k, -1, x.shape[-1])
         ctx.l, ctx.x = l, x3
-        flat = x3.flatten(0, 1)
-        z = product(flat, l.w0, l.b0)
-        z = (z if s == 1 else z.mul_(s)).view(k, -1, l.out)
+        out = product(x3.flatten(0, 1), l.w0, l.b0)
+        z = (out if s == 1 else out.mul_(s)).view(k, -1, l.out)
         if r:
             t = torch.bmm(x3, l.live[:, :r].mT)
             z.baddbmm_(t if l.b0 is None else t.add_(1.0), l.w.live[:, :r])
@@ -333,7 +332,7 @@ class _Lazy(torch.autograd.Function):
                 _add_shift(z, x3, l.live_p.mT, l)
             if l.live_pb is not None:
                 z.add_(l.live_pb.unsqueeze(1), alpha=l.w.u)
-        return z.view(*x.shape[:-1], l.out)
+        return out if x.dim() == 2 else shaped(out, (*x.shape[:-1], l.out))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

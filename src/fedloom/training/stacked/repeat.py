@@ -132,7 +132,12 @@ class _Recorder(TorchDispatchMode):
         return x
 
 
-_UNLIKE = {torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_UNLIKE = {
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,  # it changes the shape by which a tensor is known
+}
 
 
 def _place(t: Tensor) -> object:
@@ -260,6 +265,8 @@ _SAME = (
 
 def _quickly(operator: Any) -> Any:
     name = operator._schema.name.removeprefix("aten::")
+    if name == "_unsafe_view":
+        return Tensor.view
     return (getattr(torch, name, None) or getattr(Tensor, name, operator)) if name in _SAME else operator
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedloom.training.products import shaped
+
 from .fold import NotStackable, folded
 from .lazy import LazyWeight, lazy_linear
 from .perclient import PerClient, generic, rule
@@ -35,7 +37,7 @@ class _Linear(torch.autograd.Function):
         z = torch.bmm(x3, stack.mT)
         if b is not None:
             z.add_(b.stack.unsqueeze(1))  # baddbmm would first copy the bias to every row, in twice the time
-        return z.view(*x.shape[:-1], stack.shape[1])
+        return shaped(z, (*x.shape[:-1], stack.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -152,11 +154,11 @@ for _n, _op in ((1, F.conv1d), (2, F.conv2d), (3, F.conv3d)):
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, graph: Tensor, w: PerClient, padding: int | None) -> Tensor:
-        k, words, width = w.stack.shape
+        k, words, _ = w.stack.shape
         mine = index.reshape(k, -1)
         flat = (mine + torch.arange(k, device=mine.device).unsqueeze(1) * words).flatten()
         ctx.w, ctx.at, ctx.padding = w, flat, padding
-        return w.stack.flatten(0, 1)[flat].view(*index.shape, width)
+        return w.stack.flatten(0, 1)[flat.view(index.shape)]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

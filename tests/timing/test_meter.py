@@ -82,6 +82,19 @@ def test_jain():
     assert meter.fairness(4) == 1.0
 
 
+def test_jain_of_clients_that_take_part_unlike_often():
+    meter = Meter()
+    meter.add([Span(id, 0.0, 0, 1, 0) for id in (0, 0, 1)])
+    assert meter.fairness(4) == pytest.approx((2 + 1) ** 2 / (4 * (2**2 + 1**2)))
+
+
+def test_energy_of_each_round():
+    run = fedavg(devices=[fl.Device(step_seconds=1.0, energy=3.0)])  # joules per step; 14 steps a round
+    assert [row["energy"] for row in run.rows] == pytest.approx([42.0, 42.0])
+    assert run.summary["time"]["energy"] == pytest.approx(84.0)
+    assert "energy" not in fedavg(rounds=1).rows[0]
+
+
 def test_levels_reached():
     from fedloom.runs.describe import reached
 

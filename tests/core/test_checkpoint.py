@@ -86,6 +86,13 @@ def test_the_last_two_are_kept(tmp_path):
     assert difference(saved, content(4)) == ""
 
 
+def test_the_last_are_those_of_the_last_rounds_however_many_digits(tmp_path):
+    for k in (999_999, 1_000_000, 1_000_001):
+        checkpoint.save(tmp_path, k, content(k))
+    assert [p.name for p in checkpoint.found(tmp_path)] == ["round-1000000.ckpt", "round-1000001.ckpt"]
+    assert checkpoint.load(tmp_path)[0] == 1_000_001
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "other"])
 def test_a_damaged_newest_is_passed_over_and_named(tmp_path, damage):
     checkpoint.save(tmp_path, 1, content(1))

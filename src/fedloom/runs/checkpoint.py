@@ -54,7 +54,7 @@ def load(folder: Path, device: torch.device | None = None) -> tuple[int, Any, li
         try:
             content = _read(path, device)
             said = [f"{trouble}; the one before is used" for trouble in troubles]
-            return int(path.stem.split("-")[1]), content, said
+            return _round(path), content, said
         except (CheckpointError, MessageError) as e:
             troubles.append(f"{path.name}: {e}")
     told = "; ".join(troubles) or f"there is no *.ckpt in {folder}"
@@ -81,7 +81,12 @@ def _digest(parts: Iterable[bytes | memoryview]) -> bytes:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("round-*.ckpt") if path.stem.removeprefix("round-").isdigit())
+    named = (path for path in folder.glob("round-*.ckpt") if path.stem.removeprefix("round-").isdecimal())
+    return sorted(named, key=_round)
+
+
+def _round(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
 
 
 def _sync(folder: Path) -> None:

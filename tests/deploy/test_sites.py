@@ -495,6 +495,13 @@ def test_policies(policy, why):
         policy.check(_offer())
 
 
+def test_the_cohort_of_a_policy_is_that_of_whichever_method_asks():
+    for asks in ({"cohort": 2}, {"set": {"cohort": 0.5}}, {"method": "lifl", "set": {"inner.cohort": 2}}):
+        with pytest.raises(Refused, match="cohorts of 2 clients"):
+            Policy(least_cohort=3).check(_offer(Terms(names=list("abcd")), **asks))
+        Policy(least_cohort=2).check(_offer(Terms(names=list("abcd")), **asks))
+
+
 def test_policies_that_are_met():
     Policy(methods=["fedavg"], most_rounds=5, least_clients=3, least_cohort=3).check(_offer())
     Policy(privacy=True).check(_offer(channel=("dp:clip=1,noise=1.1",)))

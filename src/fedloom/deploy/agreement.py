@@ -13,7 +13,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fedloom.data.convert import label_count
 from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Plan
 from fedloom.errors import ConfigError, FedloomError, NotSupported
+from fedloom.method import Method
 from fedloom.runs import Recipe
 from fedloom.runs.describe import versions
 from fedloom.timing.world import World
@@ -286,6 +287,14 @@ def compatible(mine: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]])
 # ---------------------------------------------------------------- a site's own policy
 
 
+def asked_of(method: Method, clients: int) -> int:
+    """How many of so many clients a round asks: the method, or one inside it. Where each has a chance, on average."""
+    own = getattr(method, "cohort", None)
+    asked = clients if own is None else int(own * clients) if isinstance(own, float) else min(own, clients)
+    inside = (getattr(method, f.name) for f in fields(method))  # pyright: ignore[reportArgumentType]
+    return min([asked, *(asked_of(inner, clients) for inner in inside if isinstance(inner, Method))])
+
+
 class Policy(BaseModel):
     """What a site takes part in: a TOML file of the site's own.
 
@@ -327,8 +336,7 @@ class Policy(BaseModel):
         clients = sum(offer.terms.names.values())
         if clients < self.least_clients:
             raise Refused(f"a federation of {clients} clients, and this site's policy is {self.least_clients} at least")
-        asked = getattr(recipe.method_object(), "cohort", None)  # None: all of them; a fraction: each with that chance
-        cohort = clients if asked is None else int(asked * clients) if isinstance(asked, float) else min(asked, clients)
+        cohort = asked_of(recipe.method_object(), clients)
         if cohort < self.least_cohort:
             raise Refused(f"cohorts of {cohort} clients, and this site's policy is {self.least_cohort} at least")
         if self.privacy and not any(stage.startswith(("dp", "noise")) for stage in recipe.channel):

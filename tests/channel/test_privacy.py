@@ -263,6 +263,9 @@ def test_a_sum_that_is_not_finite_is_not_released() -> None:
         lambda: noise_for(0.0, 1e-5, 0.1, 10),
         lambda: noise_for(1.0, 1e-5, 0.0, 10),
         lambda: noise_for(1.0, 1e-5, 0.1, 0),
+        lambda: noise_for(1.0, 1e-5, 0.1, 2.5),  # type: ignore[arg-type]
+        lambda: noise_for(1.0, 1e-5, 0.1, math.inf),  # type: ignore[arg-type]
+        lambda: noise_for(1e9, 1e-5, 1.0, 1),
     ],
 )
 def test_values_that_cannot_be(call: Any) -> None:

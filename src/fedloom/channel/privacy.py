@@ -356,6 +356,9 @@ def _fixed_size(dp: Any, q: float, event: Any) -> Any:
     return dp.SampledWithoutReplacementDpEvent(whole, math.ceil(q * whole), event)
 
 
+_LEAST_NOISE = 0.01
+
+
 def noise_for(target: float, delta: float, probability: float, rounds: int) -> float:
     """The smallest noise multiplier that keeps `rounds` Poisson exchanges within epsilon `target`.
 
@@ -364,22 +367,29 @@ def noise_for(target: float, delta: float, probability: float, rounds: int) -> f
         probability: each client's chance to be drawn, in (0, 1]; 1: everybody.
 
     Raises:
-        ConfigError: target <= 0, probability not in (0, 1], rounds < 1, or delta not in (0, 1).
+        ConfigError: target <= 0, or so large that almost no noise keeps it; probability not in (0, 1], rounds no whole
+            number from 1, or delta not in (0, 1).
         MissingExtra: dp-accounting is not installed.
     """
     _check_delta(delta)
-    if not (target > 0 and 0 < probability <= 1 and rounds >= 1):
+    if not (target > 0 and 0 < probability <= 1 and rounds >= 1 and rounds % 1 == 0):
         raise ConfigError(
-            f"noise_for takes target > 0, a probability in (0, 1] and rounds >= 1; "
+            f"noise_for takes target > 0, a probability in (0, 1] and a whole number of rounds >= 1; "
             f"given {target}, {probability}, {rounds}"
         )
     dp, rdp = _library()
 
     def event(z: float) -> Any:
-        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(probability, dp.GaussianDpEvent(z)), rounds)
+        return dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(probability, dp.GaussianDpEvent(z)), int(rounds))
 
-    bracket = dp.LowerEndpointAndGuess(1e-2, 1.0)
-    return float(dp.calibrate_dp_mechanism(rdp.RdpAccountant, event, target, delta, bracket))
+    bracket = dp.LowerEndpointAndGuess(_LEAST_NOISE, 1.0)
+    try:
+        return float(dp.calibrate_dp_mechanism(rdp.RdpAccountant, event, target, delta, bracket))
+    except dp.mechanism_calibration.NoBracketIntervalFoundError:
+        raise ConfigError(
+            f"noise_for(target={target:g}): even a multiplier of {_LEAST_NOISE} stays below, so this epsilon promises "
+            f"nothing; targets are near 1"
+        ) from None
 
 
 def _library() -> tuple[Any, Any]:

@@ -150,9 +150,26 @@ def test_the_table_shows_headline_clients_bytes_and_seconds():
 def test_clients_are_drawn_from_the_worst_to_the_best():
     fig = distribution([Group("a", [record("a", [0.5])])], "local")
     assert fig is not None
-    assert fig.data[0].y == (0.2, 1.0)
-    assert fig.data[0].x == (0.25, 0.75)
+    assert fig.data[0].y == (0.2, 1.0, 1.0), "a step for each client, the last as wide as the first"
+    assert fig.data[0].x == (0, 0.5, 1)
     assert distribution([Group("a", [record("a", [0.5])])], "personal") is None
+
+
+def test_where_less_is_better_the_worst_client_is_the_one_with_most():
+    told = record("a", [0.5])
+    told.rows[-1]["local"]["clients"] = {"0": {"rmse": 1.0}, "1": {"rmse": 3.0}}
+    fig = distribution([Group("a", [told])], "local")
+    assert fig is not None
+    assert fig.data[0].y == (3.0, 1.0, 1.0)
+
+
+def test_a_choice_that_was_timed_anew_for_every_seed_is_noted_once():
+    timed = [record("a", [0.5], seed, choices={"mlp": f"stacked: {speed}x as fast as one by one"}, excluded=seed)
+             for seed, speed in enumerate((2.1, 17))]  # fmt: skip
+    page = render([Group("a", timed)])
+    assert page.count("as fast as one by one") == 1
+    assert "2.1x as fast" in page
+    assert "1 replies excluded" in page
 
 
 @pytest.mark.parametrize(
@@ -238,7 +255,7 @@ def test_a_run_in_memory_reports_and_plots(tmp_path: Path):
 
 def test_numbers_read_well():
     assert [in_bytes(n) for n in (0, 999, 1000, 123_456, 5e9)] == ["0 B", "999 B", "1.0 kB", "123 kB", "5.0 GB"]
-    assert [in_seconds(s) for s in (0.123, 12, 200, 7300)] == ["0.12 s", "12 s", "3 min 20 s", "2 h 1 min"]
+    assert [in_seconds(s) for s in (0.123, 12, 179.9, 7199.9)] == ["0.12 s", "12 s", "3 min 0 s", "2 h 0 min"]
 
 
 def test_colours_stand_out_from_their_ground():

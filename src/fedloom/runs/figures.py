@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .record import Group, Record, headline, views_of
+from .record import Group, Record, better, headline, views_of
 
 # told apart with every common form of colour blindness, on white and on near-black
 LIGHT = ("#0072B2", "#D55E00", "#007A5E", "#A6458A", "#B07800", "#3A87C8", "#5B5B5B", "#7A1F3D")
@@ -87,11 +87,11 @@ def distribution(groups: Sequence[Group], view: str = "global") -> go.Figure | N
         if not held:
             continue
         what = headline(held[0])
-        values = sorted(float(c[what]) for c in held if what in c)
-        share = [(i + 0.5) / len(values) for i in range(len(values))]
+        values = sorted((float(c[what]) for c in held if what in c), reverse=better(what) < 0)
+        share = [i / len(values) for i in range(len(values) + 1)]
         fig.add_scatter(
-            x=share, y=values, name=group.label, mode="lines", legendgroup=str(slot),
-            line={"color": _colour(slot), "width": 2.2, "dash": DASHES[slot % len(DASHES)], "shape": "hvh"},
+            x=share, y=[*values, *values[-1:]], name=group.label, mode="lines", legendgroup=str(slot),
+            line={"color": _colour(slot), "width": 2.2, "dash": DASHES[slot % len(DASHES)], "shape": "hv"},
             hovertemplate=f"<b>{group.label}</b> %{{y:{_format(what, what)}}}<extra></extra>",
             meta={"slot": slot, "part": "line"},
         )  # fmt: skip

@@ -8,6 +8,7 @@ The page is one file that needs no network. Runs that differ in their seed alone
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -208,11 +209,12 @@ def in_seconds(s: float) -> str:
     """`0.42 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
     if s < 10:
         return f"{s:.2g} s"
-    if s < 120:
-        return f"{s:.0f} s"
-    if s < 7200:
-        return f"{s // 60:.0f} min {s % 60:.0f} s"
-    return f"{s // 3600:.0f} h {s % 3600 // 60:.0f} min"
+    whole = round(s)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _lines(groups: Sequence[Group], columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -329,10 +331,12 @@ def _tiles(groups: Sequence[Group], columns: Sequence[Column]) -> list[tuple[str
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-    """What the runs themselves said, once each."""
-    several = len(groups) > 1
-    said = [(group.label, text) for group in groups for record in group.records for text in record.remarks()]
-    return list(dict.fromkeys(f"{label}: {text}" if several else text for label, text in said))
+    """What the runs themselves said, once each: how fast something was is measured anew for every seed."""
+    several, said = len(groups) > 1, {}
+    for group in groups:
+        for text in (text for record in group.records for text in record.remarks()):
+            said.setdefault((group.label, re.sub(r"[\d.e+-]+x as fast", "", text)), text)
+    return list(dict.fromkeys(f"{label}: {text}" if several else text for (label, _), text in said.items()))
 
 
 def _commands(groups: Sequence[Group]) -> list[str]:

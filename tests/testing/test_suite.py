@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fedloom as fl
+from fedloom.errors import ConfigError
 from fedloom.methods.optimisation.fedavg import FedAvg, FedAvgState
-from fedloom.testing import ContractBroken, check_method, checks, names, tiny_federation
+from fedloom.testing import ContractBroken, check_method, checks, example_of, names, tiny_federation
 from fedloom.testing.compare import difference
 
 
@@ -213,6 +214,87 @@ class Remembers(FedAvg):
         return await super().local(client, params)
 
 
+@dataclass(frozen=True)
+class ReadsOthers(FedAvg):
+    """Learns from the samples of its neighbour."""
+
+    card = card("reads-others")
+
+    async def local(self, client, params):
+        others = client.federation.local((client.id + 1) % len(client.federation))
+        return fl.Message(delta=-0.1 * await client.gradient(params, others))
+
+
+@dataclass(frozen=True)
+class LearnsTheTest(FedAvg):
+    """Learns from the samples it is judged on."""
+
+    card = card("learns-the-test")
+
+    async def local(self, client, params):
+        data = client.data.test if len(client.data.test) else client.data
+        return fl.Message(delta=-0.1 * await client.gradient(params, data))
+
+
+@dataclass(frozen=True)
+class ChoosesByTheTest(FedAvg):
+    """Keeps the better of two models, by the test set."""
+
+    card = card("chooses-by-the-test")
+
+    def round(self, state, clients):
+        new = super().round(state, clients)
+        loss, before = (clients.evaluate(s.params)["loss"] for s in (new, state))
+        return new if loss < before else replace(new, params=(new.params + state.params) / 2)
+
+
+@dataclass(frozen=True)
+class EndsInNaN(FedAvg):
+    """Divides by zero in its last round."""
+
+    card = card("ends-in-nan")
+
+    async def local(self, client, params):
+        got = await super().local(client, params)
+        return fl.Message(delta=got.delta / (2 - client.round))
+
+
+@dataclass(frozen=True)
+class CountedState(fl.State):
+    """params: the model; times: how often each client was asked."""
+
+    params: torch.Tensor
+    times: dict[int, int]
+
+
+@dataclass(frozen=True)
+class CountsInPlace(FedAvg):
+    """Changes a dict of its state."""
+
+    card = card("counts-in-place")
+
+    def start(self, clients, before=None):
+        return before or CountedState(clients.model.initial(), {})
+
+    def round(self, state, clients):
+        for i in (cohort := clients.sample(self.cohort)):
+            state.times[i] = state.times.get(i, 0) + 1
+        got = clients.mean(self.local, cohort, params=state.params)
+        return replace(state, params=state.params + got.delta) if got.count else state
+
+
+@dataclass(frozen=True)
+class RefusesItself(FedAvg):
+    """Goes on from no run at all."""
+
+    card = card("refuses-itself")
+
+    def start(self, clients, before=None):
+        if before:
+            raise ConfigError("RefusesItself cannot start from an earlier run. Leave before out")
+        return super().start(clients)
+
+
 @pytest.mark.parametrize(
     ("method", "check"),
     [
@@ -230,6 +312,12 @@ class Remembers(FedAvg):
         (Counting, "debug"),
         (Lazy, "runs"),
         (StartsAnew, "continues"),
+        (RefusesItself, "continues"),
+        (ReadsOthers, "others-data-stay"),
+        (LearnsTheTest, "evaluation-data-stay-out"),
+        (ChoosesByTheTest, "evaluation-data-stay-out"),
+        (EndsInNaN, "runs"),
+        (CountsInPlace, "states-stay"),
         (NeedsSomebody, "nobody"),
         (SeedBlind, "seed"),
         (WrongReduction, "reductions"),
@@ -248,6 +336,12 @@ def test_check_method_lists_every_broken_promise():
     with pytest.raises(ContractBroken, match="bytes-as-on-the-card") as caught:
         check_method(Heavier)
     assert "raw-data-stays" not in str(caught.value)
+
+
+def test_an_object_is_asked_with_its_own_settings():
+    method = example_of(fl.PruneFL(cohort=3, every=7)).method
+    assert (method.cohort, method.every) == (3, 7)
+    assert example_of(fl.PruneFL).method.every == 2
 
 
 def test_expected_failures_must_fail():

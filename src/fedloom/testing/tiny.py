@@ -128,7 +128,7 @@ class Example:
 
 
 def example_of(method: Method | type[Method], **overrides: Any) -> Example:
-    """The example of a method: its own where it gives one, the defaults elsewhere.
+    """The example of a method: its own where it gives one, the defaults elsewhere; of an object, with its settings.
 
     Args:
         overrides: hyperparameters that replace the example's.
@@ -147,7 +147,7 @@ def example_of(method: Method | type[Method], **overrides: Any) -> Example:
                 f"({', '.join(f.name for f in fields(Example))}); given {', '.join(sorted(unknown))}"
             )
     needs = method.card.needs
-    tiny: Any = given.get("method") or small(method() if isinstance(method, type) else method)
+    tiny: Any = (given.get("method") or small(method())) if isinstance(method, type) else small(method)
     defaults = {
         "task": tiny_task(needs),
         "federation": lambda sizes, dtype: tiny_federation(needs, sizes, dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from fedloom.client import Client
+from fedloom.data import Federation
 from fedloom.engines.base import Behaviour
 from fedloom.errors import FedloomWarning
 from fedloom.message import Message
@@ -80,6 +82,7 @@ class Trial:
         dtype: torch.dtype = torch.float64,
         method: Method | None = None,
         task: Task | None = None,
+        federation: Federation | None = None,
         **options: Any,
     ) -> Experiment:
         """The example as an experiment, one by one in float64 unless told otherwise."""
@@ -88,10 +91,14 @@ class Trial:
         return Experiment(
             method or e.method,
             task or e.task,
-            e.federation(sizes, dtype),
+            federation or e.federation(sizes, dtype),
             dtype=dtype,
             **{**defaults, **options},
         )
+
+    def federation(self) -> Federation:
+        """The example's clients, with samples one may write over."""
+        return copy.deepcopy(self.example.federation(SIZES, torch.float64))
 
     def run(self, **options: Any) -> Run:
         """`experiment(...)`, run; fallbacks of an engine are no failure of a method."""

@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedloom.errors import NotSupported
+from fedloom.errors import ConfigError, NotSupported
 from fedloom.message import leaves
 from fedloom.method import Method
+from fedloom.runs import Run
 from fedloom.testing.compare import difference, outcome
 from fedloom.testing.tiny import SHAPE, SIZES, normed_task
 from fedloom.testing.trial import Trial
@@ -24,11 +25,13 @@ from .suite import check, equal, finite, lasting, require
 
 @check()
 def runs(trial: Trial) -> None:
-    """A few rounds change something, and all of it is finite."""
+    """A few rounds change something, all of it is finite, and nobody honest is left out."""
     begun, ended = trial.run(rounds=0), trial.reference
     if begun.state is None:
         begun.host.start()
     require(difference(lasting(begun), lasting(ended)), "after all rounds neither state nor memories had changed")
+    reasons = sorted({reason for row in ended.rows for reason in row.get("exclusions") or ()})
+    require(not reasons, f"honest clients were left out: {', '.join(reasons)}")
     require(finite(lasting(ended)), "the state or a memory holds NaN or infinity")
 
 
@@ -56,11 +59,15 @@ def evaluation(trial: Trial) -> None:
 
 @check()
 def continues(trial: Trial) -> None:
-    """Started from an earlier run, a run begins with that run's model, and goes on from there."""
+    """Started from an earlier run, a run begins with that run's model, and goes on from there; where what is learned
+    lies at the clients, it says that it cannot."""
     earlier = trial.reference.state
-    if not any(isinstance(value, Tensor) for value in leaves(earlier)):
-        return  # what it learns lies at its clients, and the run says so
-    begun = trial.run(rounds=0, before=earlier)
+    nothing = not any(isinstance(value, Tensor) for value in leaves(earlier))
+    try:
+        begun = trial.run(rounds=0, before=earlier)
+    except ConfigError as refused:
+        require(nothing or "peers" in trial.method.card.needs, f"it does not go on from a run of its own: {refused}")
+        return
     if begun.state is None:
         begun.host.start()
     for name in ("params", "shared", "models"):
@@ -77,6 +84,21 @@ def attributes_stay(trial: Trial) -> None:
     names = set(vars(m))
     trial.run()
     require(set(vars(m)) == names and pickle.dumps(m) == before, "the run changed attributes of the method")
+
+
+@check()
+def states_stay(trial: Trial) -> None:
+    """A round leaves the state it was given as it was, dicts and all: jobs under way and checkpoints share it."""
+    run = Run(trial.experiment())
+    host, round = run.host, run.host.round
+
+    def watched() -> None:
+        given, kept = host.state, dumps(host.state)
+        round()
+        require(dumps(given) == kept, f"round {host.version} changed the state it was given; make a new one: replace()")
+
+    host.round = watched
+    run.go()
 
 
 @check()

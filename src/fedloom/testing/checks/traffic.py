@@ -14,6 +14,7 @@ from fedloom.channel.stage import Stage
 from fedloom.client import Client
 from fedloom.errors import NotSupported
 from fedloom.message import At, Message, leaves, mapped, nbytes
+from fedloom.testing.compare import difference
 from fedloom.testing.tiny import SIZES
 from fedloom.testing.trial import Spy, Trial
 
@@ -61,6 +62,38 @@ def raw_data_stays(trial: Trial) -> None:
             if isinstance(leaf, Tensor):
                 for i, found in marks.items():
                     require(not any(_holds(leaf, mark) for mark in found), f"{where} holds raw inputs of client {i}")
+
+
+@check(lambda card: "peers" not in card.needs)
+def others_data_stay(trial: Trial) -> None:
+    """What a client answers to its first payloads is the same whatever data other clients hold."""
+    others = trial.federation()
+    for i in others.ids:
+        if i != trial.victim:
+            _changed(others.local(i))
+            _changed(others.local(i).test)
+    spy = Spy()
+    trial.run(federation=others, behave={trial.victim: spy}, rounds=1)
+    for here, there in zip((h for h in trial.spy_on_reference() if h.client == trial.victim), spy.heard):
+        if difference(here.payload, there.payload):
+            break  # the server had heard of the others by then
+        equal(there.reply, here.reply, f"the reply of client {trial.victim} among clients with other data")
+
+
+@check()
+def evaluation_data_stay_out(trial: Trial) -> None:
+    """Test samples decide nothing: with others in their place, the same is learned."""
+    others = trial.federation()
+    for part in (others.test, *(others.local(i).test for i in others.ids)):
+        _changed(part or {})
+    equal(lasting(trial.run(federation=others)), lasting(trial.reference), "with other test samples")
+
+
+def _changed(data: Mapping[str, Tensor]) -> None:
+    """Every field mirrored between its smallest and its largest value, in place."""
+    for field in data.values():
+        if len(field):
+            field.copy_(field.amax() + field.amin() - field)
 
 
 def _marks(data: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -150,7 +183,10 @@ def needs(trial: Trial) -> None:
     except NotSupported:
         refused = True
     require(refused == ("replies" in c.needs), f"it {'reads' if refused else 'does not read'} single replies")
-    require("memory" in c.needs or not host.memories, "clients keep something, but the card does not need 'memory'")
+    require(
+        "memory" in c.needs or not host.memories,
+        "clients keep something: say so on the card, needs=frozenset({'memory'}), keeps='what it is'",
+    )
     require(bool(c.keeps) == bool(host.memories), f"the card says that clients keep {c.keeps!r}; {bool(host.memories)}")
     require("peers" in c.needs or not host.ledger.peers, "clients talk to each other, but 'peers' is not declared")
     require("clock" in c.needs or not host.dispatch.jobs, "jobs outlive a round, but 'clock' is not declared")

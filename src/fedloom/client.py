@@ -14,7 +14,7 @@ from torch import Tensor
 from .data.fields import Data
 from .errors import ConfigError, DataError
 from .keyed import generator
-from .message import Message
+from .message import Message, is_set
 from .model import Model
 from .training.request import LossHook, Schedule, StepHook, Trained, Training
 from .training.solvers import Solver
@@ -74,22 +74,37 @@ def suspend(request: Training | Query | Ask) -> Generator[Training | Query | Ask
 
 
 class Memory(MutableMapping[str, Any]):
-    """What stays at a client: reads the committed version, holds writes back until the job counts."""
+    """What stays at a client: reads the committed version, holds writes back until the job counts.
 
-    __slots__ = ("_committed", "_writes")
+    To change a list or a dict that was read is a write.
+    """
+
+    __slots__ = ("_committed", "_lent", "_writes")
 
     def __init__(self, committed: Mapping[str, Any]) -> None:
         self._committed = committed
         self._writes: dict[str, Any] = {}
+        self._lent: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        value = self._writes[name] if name in self._writes else self._committed[name]
+        if name in self._writes:
+            value = self._writes[name]
+        else:
+            if name not in self._lent:
+                self._lent[name] = _own(self._committed[name])
+            value = self._lent[name]
         if value is _GONE:
             raise KeyError(name)
         return value
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._writes[name] = settled(value)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """What is kept, not what was given, where there was nothing."""
+        if name not in self:
+            self[name] = default
+        return self[name]
 
     def __delitem__(self, name: str) -> None:
         self[name]
@@ -104,14 +119,32 @@ class Memory(MutableMapping[str, Any]):
 
     @property
     def changed(self) -> bool:
-        return bool(self._writes)
+        return bool(self._writes) or not all(_unchanged(v, self._committed[n]) for n, v in self._lent.items())
 
     def version(self) -> dict[str, Any]:
         """The whole memory with this job's writes."""
-        return dict(self)
+        return {name: value if isinstance(value, Tensor) else settled(value) for name, value in self.items()}
 
 
 _GONE = object()
+
+
+def _own(value: Any) -> Any:
+    """The same in lists and dicts of its own."""
+    if is_dict(value):
+        return {k: _own(v) for k, v in value.items()}
+    if is_row(value):
+        return like(value, map(_own, value))
+    return value.copy() if is_set(value) else value
+
+
+def _unchanged(lent: Any, committed: Any) -> bool:
+    """Whether what `_own` gave is as it was."""
+    if is_dict(lent) and is_dict(committed):
+        return list(lent) == list(committed) and all(_unchanged(v, committed[k]) for k, v in lent.items())
+    if is_row(lent) and is_row(committed):
+        return len(lent) == len(committed) and all(map(_unchanged, lent, committed))
+    return lent == committed if is_set(lent) else lent is committed
 
 
 def settled(value: Any) -> Any:
@@ -256,9 +289,15 @@ class Client:
                 f"train(start=...) of shape {tuple(start.shape)} does not fit {model.name}, whose vector has "
                 f"{model.layout.size} numbers"
             )
+        orders = {name: tuple(o.shape) for name, o in given.items() if o is not None}
+        if (steps or 0) < 0 or any(len(shape) != 2 or shape[0] < (steps or 0) for shape in orders.values()):
+            raise ConfigError(
+                f"train(steps={steps}) with order of shape {orders or None} cannot be: steps >= 0, or None; an order "
+                f"is (steps, batch), with a row for every step"
+            )
         work = steps
-        if work is None and any(o is not None for o in given.values()):
-            work = min(len(o) for o in given.values() if o is not None)
+        if work is None and orders:
+            work = min(steps for steps, _ in orders.values())
         if work is None:
             work = solver.work(max(map(len, streams.values())))
         schedules: dict[str, Schedule] = {}

@@ -27,6 +27,26 @@ def test_writes_are_held_back():
     assert not Memory(committed).changed
 
 
+def test_to_change_what_was_read_is_a_write():
+    t = torch.ones(2)
+    committed = {"list": [0, {"of": t}], "set": {1}, "alone": t}
+    for change in (
+        lambda m: m["list"].append(2),
+        lambda m: m["list"][1].update(of=torch.zeros(2)),
+        lambda m: m["list"][1].update(more=1),
+        lambda m: m["set"].add(2),
+    ):
+        memory = Memory(committed)
+        assert memory["alone"] is memory["list"][1]["of"] is t
+        assert memory["set"] == {1}
+        assert not memory.changed
+        change(memory)
+        assert memory.changed
+        assert committed == {"list": [0, {"of": t}], "set": {1}, "alone": t}
+        assert memory.version().keys() == committed.keys()
+    assert memory.version()["set"] == {1, 2}
+
+
 def test_deleting():
     memory = Memory({"a": 1, "b": 2})
     del memory["a"]
@@ -116,6 +136,22 @@ def run(end, ask, **options):
     if ask == "mean in time":
         options["world"] = fl.World(deadline=1000.0)
     return trial.run(method=Remembers(end=end, ask=ask), on_failure="exclude", rounds=3, **options)
+
+
+class Lists(Remembers):
+    """Clients note their rounds in a list."""
+
+    async def local(self, client, params):
+        client.memory.setdefault("rounds", []).append(client.round)
+        if client.id == 2 and client.round == 1:
+            raise fl.Declined("no")
+        return fl.Message(v=params, weight=1.0)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked", "pool"])
+def test_a_list_in_memory_follows_the_reply(engine):
+    got = Trial(Lists).run(method=Lists(), rounds=3, engine=engine, workers=2).memories
+    assert got == {i: {"rounds": [0, 2] if i == 2 else [0, 1, 2]} for i in (0, 2, 4, 5)}
 
 
 @pytest.mark.parametrize("ask", ["mean", "mean in time", "map", "send"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -79,6 +81,21 @@ def test_outputs_of_a_function_of_the_model(model, data):
     assert torch.allclose(out["features"], network().body(data.x))  # type: ignore[operator]
     assert torch.allclose(out["rest"][0], model.losses(w, data))
     assert torch.equal(out["rest"][1], data.y)
+
+
+class Exits(NamedTuple):
+    """The outputs of two exits."""
+
+    first: torch.Tensor
+    last: torch.Tensor
+
+
+@pytest.mark.parametrize("batch_size", [6, 1024])
+def test_outputs_keep_their_names(model, data, batch_size):
+    out = predict(model, lambda x: Exits(x, 2 * x), data, batch_size=batch_size)
+    assert isinstance(out, Exits)
+    assert torch.equal(out.first, data.x)
+    assert torch.equal(out.last, 2 * data.x)
 
 
 def test_a_model_in_training_mode_stays_there(model, data):

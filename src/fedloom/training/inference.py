@@ -11,6 +11,7 @@ from torch import Tensor
 from fedloom.data.fields import Data
 from fedloom.errors import ConfigError
 from fedloom.message import Message
+from fedloom.trees import is_row, like
 
 from .chance import seeded
 
@@ -115,8 +116,8 @@ def _detached(out: Any, rows: int) -> Any:
         return out.detach()
     if isinstance(out, Mapping):
         return {k: _detached(v, rows) for k, v in out.items()}
-    if isinstance(out, list | tuple):
-        return type(out)(_detached(v, rows) for v in out)
+    if is_row(out):
+        return like(out, (_detached(v, rows) for v in out))
     raise ConfigError(f"predict(fn=...) gives tensors, or dicts and lists of them; given {type(out).__name__}")
 
 
@@ -126,4 +127,4 @@ def _joined(parts: list[Any]) -> Any:
         return torch.cat(parts)
     if isinstance(first, Mapping):
         return {k: _joined([p[k] for p in parts]) for k in first}
-    return type(first)(_joined([p[i] for p in parts]) for i in range(len(first)))
+    return like(first, (_joined([p[i] for p in parts]) for i in range(len(first))))

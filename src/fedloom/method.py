@@ -153,11 +153,13 @@ def method_named(name: str) -> type[Method]:
         if "/" in module or module.endswith(".py"):
             named = module.removeprefix("./").removesuffix(".py").replace("/", ".")
             raise ConfigError(f"a module is named as Python imports it, not as a file: {named}:{cls}; given {name!r}")
-        if module in catalogue():
-            raise ConfigError(f"settings of {module} are written name=value: {module}:cohort=5; given {name!r}")
         try:
             found = getattr(importlib.import_module(module), cls)
         except Exception as e:  # whatever a module of the user's own raises
+            if isinstance(e, ModuleNotFoundError) and module in catalogue():
+                raise ConfigError(
+                    f"settings of {module} are written name=value: {module}:cohort=5; given {name!r}"
+                ) from None
             raise ConfigError(f"cannot load the method {name!r}: {type(e).__name__}: {e}") from e
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ConfigError(f"{name!r} is not a subclass of fedloom.Method")

@@ -17,6 +17,7 @@ import fedloom as fl
 from fedloom.checked import Checked
 from fedloom.engines.team import Cluster
 from fedloom.errors import ConfigError, DataError
+from fedloom.method import _METHODS
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -112,6 +113,50 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no method": (lambda: fl.method_named(None), "unknown method None"),
 }
+
+
+@dataclass(frozen=True)
+class Trains(fl.FedAvg):
+    """Clients train for these steps, in an order of this shape."""
+
+    steps: int | None = None
+    order: tuple[int, ...] | None = None
+
+    async def local(self, client: fl.Client, params: torch.Tensor) -> fl.Message:
+        order = None if self.order is None else torch.zeros(self.order, dtype=torch.int64)
+        out = await client.train(params, solver=self.solver, steps=self.steps, order=order)
+        return fl.Message(params=out.vector, delta=out.vector - params)
+
+
+@pytest.mark.parametrize(
+    ("steps", "order"), [(-1, None), (-1, (5, 2)), (6, (5, 2)), (None, (5,)), (None, ()), (2, (5, 2, 1))]
+)
+def test_steps_and_their_order_fit_each_other(steps: int | None, order: tuple[int, ...] | None):
+    with pytest.raises(ConfigError, match=r"an order is \(steps, batch\), with a row for every step"):
+        run(Trains(steps=steps, order=order))
+
+
+@pytest.mark.parametrize(("steps", "order"), [(0, None), (3, (5, 2)), (None, (5, 2)), (0, (0, 2))])
+def test_an_order_may_be_longer_than_the_steps(steps: int | None, order: tuple[int, ...] | None):
+    run(Trains(steps=steps, order=order))
+
+
+def test_a_module_of_one_s_own_may_be_named_as_its_method(tmp_path, monkeypatch):
+    text = """
+import fedloom as fl
+from dataclasses import dataclass, replace
+
+@fl.register
+@dataclass(frozen=True)
+class Mine(fl.FedAvg):
+    card = replace(fl.FedAvg.card, id="ofmyown")
+"""
+    (tmp_path / "ofmyown.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("fedloom.method._METHODS", dict(_METHODS))
+    assert fl.method_named("ofmyown:Mine") is fl.method_named("ofmyown:Mine")
+    with pytest.raises(ConfigError, match="settings of fedavg are written name=value: fedavg:cohort=5"):
+        fl.method_named("fedavg:cohort")
 
 
 @pytest.mark.parametrize(("call", "told"), WRONG.values(), ids=WRONG)

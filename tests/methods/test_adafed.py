@@ -7,6 +7,7 @@ from presence import TABLE, UNEVEN, share_of_rounds, written
 from worked import SGD, START, N, end, far, run, same, trained
 
 import fedloom as fl
+from fedloom.keyed import choose
 from fedloom.testing.problems import quadratics
 
 METHOD = fl.AdaFed(solver=SGD)
@@ -21,6 +22,19 @@ def test_rounds():
         if len(here):
             x = x + (w / w.sum()) @ np.array([trained(x, i, r) - x for i in here])
     same(run(METHOD, rounds=8, world=UNEVEN).params, x)
+
+
+def test_a_cohort_equal_targets_and_a_server_step():
+    """Of those that are there an equal draw, whose chances are alike and drop out of the mean."""
+    x = START
+    for r in range(8):
+        here = TABLE[r % len(TABLE)]
+        here = [here[j] for j in choose(len(here), 2, 0, "sample", r, 0)] if len(here) > 2 else here
+        w = 1 / np.array(share_of_rounds(r + 1))[list(here)]
+        if len(here):
+            x = x + 0.4 * (w / w.sum()) @ np.array([trained(x, i, r) - x for i in here])
+    method = fl.AdaFed(cohort=2, weight="uniform", server_lr=0.4, solver=SGD)
+    same(run(method, rounds=8, world=UNEVEN).params, x)
 
 
 def test_with_everybody_there_it_is_fedavg():

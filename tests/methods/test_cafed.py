@@ -23,9 +23,9 @@ def loss(w: np.ndarray, i: int) -> float:
     return float(np.mean(np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), Y[i]]))
 
 
-def error(q, pi, f, kappa):
+def error(q, pi, f, kappa, a=A):
     p = pi * q / (pi * q).sum()
-    return p @ f + kappa * (0.5 * np.abs(A - p).sum()) ** 2 * f.max()
+    return p @ f + kappa * (0.5 * np.abs(a - p).sum()) ** 2 * f.max()
 
 
 def correlations(rounds: int, prior: float) -> np.ndarray:
@@ -42,23 +42,26 @@ def correlations(rounds: int, prior: float) -> np.ndarray:
     return np.array(found)
 
 
-def worked_out(rounds: int, kappa: float) -> tuple[np.ndarray, list[np.ndarray]]:
+def worked_out(
+    rounds: int, kappa: float, a: np.ndarray = A, lr: float = 1.0, floor: float = 0.02, smooth: float = 0.0
+) -> tuple[np.ndarray, list[np.ndarray]]:
     x, f, qs = START, np.full(4, np.nan), []
     for r in range(rounds):
         here = TABLE[r % len(TABLE)]
         if not here:
             continue
         told = np.array([loss(x, i) for i in here])
-        f[list(here)] = told
+        known = f[list(here)]
+        f[list(here)] = np.where(np.isnan(known), told, smooth * known + (1 - smooth) * told)
         f = np.where(np.isnan(f), told.mean(), f)
-        pi = np.maximum(share_of_rounds(r + 1), max(0.02, 1 / (r + 1)))
-        q = A / pi
+        pi = np.maximum(share_of_rounds(r + 1), max(floor, 1 / (r + 1)))
+        q = a / pi
         for order in (np.argsort(-np.abs(correlations(r + 1, 5.0)), kind="stable"), np.argsort(pi, kind="stable")):
             for k in order:
                 trial = np.where(np.arange(4) == k, 0.0, q)
-                if q[k] and trial.any() and error(q, pi, f, kappa) - error(trial, pi, f, kappa) > 1e-12:
+                if q[k] and trial.any() and error(q, pi, f, kappa, a) - error(trial, pi, f, kappa, a) > 1e-12:
                     q = trial
-        x = x + sum((q[i] * (trained(x, i, r) - x) for i in here), start=np.zeros_like(x))
+        x = x + lr * sum((q[i] * (trained(x, i, r) - x) for i in here), start=np.zeros_like(x))
         qs.append(q)
     return x, qs
 
@@ -69,6 +72,19 @@ def test_rounds(kappa):
     same(run(fl.CaFed(solver=SGD, kappa=kappa), rounds=8, world=UNEVEN).params, x, 1e-10)
     if kappa < 1:
         assert any((q == 0).any() for q in qs)
+
+
+def test_equal_targets_a_server_step_a_floor_and_smoothed_losses():
+    x, _ = worked_out(8, 0.3, a=np.full(4, 0.25), lr=0.4, floor=0.6, smooth=0.5)
+    method = fl.CaFed(solver=SGD, kappa=0.3, weight="uniform", server_lr=0.4, floor=0.6, smooth=0.5)
+    same(run(method, rounds=8, world=UNEVEN).params, x, 1e-10)
+
+
+def test_a_gain_that_is_too_small_leaves_nobody_out():
+    a, f, always = torch.tensor([0.5, 0.5]).double(), torch.tensor([1.0, 0.8]).double(), seen("++", "++")
+    gain = 0.1  # of 0.9, the mean loss, to 0.8
+    kept = [fl.CaFed(kappa=0.0, least=least).allocation(a, always, f).tolist() for least in (gain - 0.01, gain + 0.01)]
+    assert kept == [[0.0, 0.5], [0.5, 0.5]]
 
 
 def test_a_huge_kappa_leaves_nobody_out():

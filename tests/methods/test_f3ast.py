@@ -12,13 +12,16 @@ import fedloom as fl
 from fedloom.testing.problems import quadratics
 
 TASK = fl.Classification(model=Softmax)
+SHARES = N / N.sum()
 
 
-def worked_out(rounds: int, k: int, beta: float) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    x, r, a, chosen = START, np.full(4, k / 4), N / N.sum(), []
+def worked_out(
+    rounds: int, k: int, beta: float, a: np.ndarray = SHARES, lr: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    x, r, chosen = START, np.full(4, k / 4), []
     for t in range(rounds):
         here = sorted(TABLE[t % len(TABLE)], key=lambda i: -a[i] / r[i])[:k]
-        x = x + np.sum([a[i] / r[i] * (trained(x, i, t) - x) for i in here], axis=0) if here else x
+        x = x + lr * np.sum([a[i] / r[i] * (trained(x, i, t) - x) for i in here], axis=0) if here else x
         r = (1 - beta) * r + beta * np.isin(range(4), here)
         chosen.append(sorted(here))
     return x, r, chosen
@@ -30,6 +33,12 @@ def test_rounds():
     assert [sorted({h.client for h in heard if h.round == t}) for t in range(9)] == chosen
     same(done.params, x)
     np.testing.assert_allclose(done.state.rates.numpy(), r, atol=1e-12)
+
+
+def test_equal_targets_and_a_server_step():
+    x, _, _ = worked_out(9, k=4, beta=0.3, a=np.full(4, 0.25), lr=0.4)
+    method = fl.F3ast(cohort=4, beta=0.3, weight="uniform", server_lr=0.4, solver=SGD)
+    same(run(method, rounds=9, world=UNEVEN).params, x)
 
 
 def test_rates_become_the_shares_of_rounds_they_can():

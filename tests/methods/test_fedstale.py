@@ -11,16 +11,19 @@ import fedloom as fl
 from fedloom.keyed import choose
 
 
-def worked_out(rounds: int, beta: float, k: int | None = None, equal: bool = False) -> np.ndarray:
+def worked_out(
+    rounds: int, beta: float, k: int | None = None, equal: bool = False, lr: float = 1.0, floor: float = 0.02
+) -> np.ndarray:
     a = np.full(4, 0.25) if equal else N / N.sum()
     x, h = START, np.zeros((4, len(START)))
     for r in range(rounds):
-        here, p = [i for i in range(4) if i in TABLE[r % len(TABLE)]], np.array(share_of_rounds(r + 1))
+        here, p = [i for i in range(4) if i in TABLE[r % len(TABLE)]], np.maximum(share_of_rounds(r + 1), floor)
         if k is not None and k < len(here):
             p = p * k / len(here)
             here = [here[j] for j in choose(len(here), k, 0, "sample", r, 0)]
         new = {i: trained(x, i, r) - x for i in here}
-        x = x + beta * a @ h + sum((a[i] / p[i] * (new[i] - beta * h[i]) for i in here), start=np.zeros_like(x))
+        fresh = sum((a[i] / p[i] * (new[i] - beta * h[i]) for i in here), start=np.zeros_like(x))
+        x = x + lr * (beta * a @ h + fresh)
         for i in here:
             h[i] = new[i]
     return x
@@ -35,6 +38,11 @@ def test_cohorts_and_equal_targets():
     method = fl.FedStale(beta=0.6, cohort=2, weight="uniform", solver=SGD)
     expected = worked_out(7, 0.6, k=2, equal=True)
     same(run(method, rounds=7, world=UNEVEN).params, expected)
+
+
+def test_a_server_step_and_a_floor():
+    method = fl.FedStale(beta=0.3, server_lr=0.4, floor=0.6, solver=SGD)
+    same(run(method, rounds=8, world=UNEVEN).params, worked_out(8, 0.3, lr=0.4, floor=0.6))
 
 
 def test_without_memory_it_is_inverse_availability():

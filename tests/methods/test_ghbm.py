@@ -36,6 +36,13 @@ def test_four_rounds():
     assert len(got.past) == 2
 
 
+@pytest.mark.parametrize("method", [fl.Ghbm, fl.LocalGhbm, fl.FedHbm])
+def test_clients_may_count_alike(method):
+    """There is no momentum in the first round."""
+    first = run(method(cohort=3, solver=SGD, weight="uniform"), rounds=1).params
+    same(first, np.mean([trained(START, i, 0) for i in cohort(0, 3)], axis=0))
+
+
 def test_four_rounds_with_gradients_ahead():
     x, m, past = START, np.zeros(12), []
     for r in range(4):

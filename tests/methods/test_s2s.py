@@ -11,6 +11,7 @@ import torch
 from worked import SGD, START, cohort, run, same, trained
 
 import fedloom as fl
+from fedloom.testing import Trial
 from fedloom.testing.problems import quadratics
 
 APART = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]) / 2
@@ -104,3 +105,17 @@ def test_with_components_far_apart_s2s_has_the_better_mean_and_s2a_nodes_that_ag
     (some, apart), (every, together) = gap(fl.S2S), gap(fl.S2A)
     assert 0 < some < every / 2
     assert together < apart / 5
+
+
+@pytest.mark.parametrize("method", [fl.S2S, fl.S2A])
+def test_an_earlier_run_whose_nodes_are_gone_is_refused(method):
+    earlier = run(method(cohort=2, every=1, solver=SGD), rounds=1)
+    with pytest.raises(fl.FedloomError, match=f"{method.__name__} cannot start from an earlier run"):
+        run(method(solver=SGD), rounds=1, before=earlier)
+
+
+def test_the_contract_is_asked_of_rounds_with_a_contact_and_without():
+    for method in (fl.S2S, fl.S2A):
+        trial = Trial(method)
+        contacts = [any(h.reply is not None for h in trial.spy_on_reference() if h.round == r) for r in range(3)]
+        assert contacts == [False, True, False]

@@ -21,6 +21,7 @@ from fedloom.clients import Clients
 from fedloom.errors import ConfigError
 from fedloom.message import Message
 from fedloom.method import register
+from fedloom.training import SGD
 
 from .gossip import AWAY, Gossip, GossipState
 
@@ -80,7 +81,17 @@ class S2S(Gossip):
                 f"{type(self).__name__}(cohort={self.cohort}, every={self.every}) cannot be: both are at least 1"
             )
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """A contact within its rounds, and a round without one."""
+        return {"method": cls(cohort=6, every=2, solver=SGD(lr=0.05, epochs=1, batch_size=4))}
+
     def start(self, clients: Clients, before: Any = None) -> SemiState:
+        if before is not None:
+            raise ConfigError(
+                f"{type(self).__name__} cannot start from an earlier run: what it learns lies at its nodes, and its "
+                f"server holds no more than the mean of a sample. Leave before out"
+            )
         return SemiState(params=clients.model.initial())
 
     def round(self, state: SemiState, clients: Clients) -> SemiState:

@@ -323,6 +323,7 @@ def test_a_site_s_folder_that_was_cut(tmp_path_factory, part):
         with contextlib.suppress(FedloomError):
             cut = Store(folder)
             try:
+                cut.tidy()
                 assert cut.memory(0, "j1") == {"n": 1}
                 assert cut.blobs.get(body) == b"reply" * 50
             finally:

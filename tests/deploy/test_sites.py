@@ -558,6 +558,20 @@ def test_the_same_job_gets_the_same_bytes(tmp_path):
     assert again.reply("j2") is None
 
 
+def test_whoever_looks_into_a_site_s_folder_takes_nothing_from_it(tmp_path):
+    """Its audit log is read while the site works: a body that is not named yet is about to be."""
+    store = Store(tmp_path)
+    store.decide("joined", "a plan")
+    body = store.blobs.put(b"a reply")
+    store.blobs.append(name_of(b"payload"), 0, b"pay", 7)
+    Store(tmp_path).audit()
+    store.done("j1", 0, b"a reply", None, {}, {})
+    assert store.blobs.get(body) == b"a reply"
+    assert store.blobs.received(name_of(b"payload")) == 3
+    store.tidy()
+    assert [path.name for path in store.blobs.folder.iterdir()] == [body]
+
+
 def test_the_audit_log_tells_when_it_was_changed(tmp_path):
     store = Store(tmp_path)
     for k in range(4):
@@ -601,6 +615,19 @@ def test_a_new_transfer_ends_no_other_site_s(tmp_path):
     blobs.append(name_of(body), 0, body[:4], len(body), "north.org")
     blobs.append(name_of(b"another"), 0, b"ano", 7, "org")
     assert blobs.received(name_of(body), "north.org") == 4
+
+
+def test_what_a_kill_left_of_a_payload_goes_and_transfers_go_on(tmp_path):
+    made = Setting("fedavg", sites=("a",), tls=False).made()
+    blobs = Blobs(tmp_path / "blobs")
+    blobs.append(name_of(b"a reply"), 0, b"a re", 7, "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blobs, "_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            blobs.put(b"a payload")
+    assert len(list(blobs.folder.iterdir())) == 2
+    Serving(made, tmp_path).close()
+    assert [path.name for path in blobs.folder.iterdir()] == [f"{name_of(b'a reply')}.a.partial"]
 
 
 def test_a_folder_is_one_federation_s(tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from fedloom.errors import FedloomError, MessageError
 
+_HALF = "put-"  # begins the name of a file that is not whole yet
+
 
 class CannotWrite(FedloomError):
     """The disk does not take what must be kept: it is full, or failing. What was acknowledged before is on it."""
@@ -88,7 +90,7 @@ class Blobs:
         name = name_of(*parts)
         if name not in self:
             with writing(self.folder):
-                handle, partial = tempfile.mkstemp(dir=self.folder, suffix=".partial")
+                handle, partial = tempfile.mkstemp(".partial", _HALF, self.folder)
                 try:
                     with os.fdopen(handle, "wb") as f:
                         f.writelines(parts)
@@ -143,6 +145,11 @@ class Blobs:
         for path in self.folder.iterdir():
             if path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """What a kill left of bytes that were being put goes; transfers go on where they stopped."""
+        for half in self.folder.glob(f"{_HALF}*"):
+            half.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ piece by piece
     def received(self, name: str, owner: str = "") -> int:

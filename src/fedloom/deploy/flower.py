@@ -268,6 +268,7 @@ class Node:
             raise ConfigError("""which site is this? flower-supernode --node-config 'site="cleveland" data="c.npz"'""")
         self.site, self.data, self.policy = str(config["site"]), data, policy
         self.store = Store(Path(str(config.get("out") or Path("sites") / self.site)))
+        self.store.tidy()
 
     def declare(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Look at an offer; say what is held."""

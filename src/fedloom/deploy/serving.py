@@ -93,6 +93,7 @@ class Serving:
         self.out, self.observers = Path(out), observers
         self.test, self.public, self.validation = (read_samples(d, terms.table) for d in (test, public, validation))
         self.journal, self.blobs = Journal(self.out / "journal.db"), Blobs(self.out / "blobs")
+        self.blobs.tidy()
         public_name = "" if self.public is None else self.blobs.put(*pieces(dict(self.public.items())))
         self.offer = Offer.of(made.replace(engine="sequential"), terms, public_name)
         if self.journal.fact("offer") is None and checkpoint.found(self.out / "checkpoints"):
@@ -297,6 +298,7 @@ def join(
     rules = policy if isinstance(policy, Policy) else Policy.read(None if policy is None else Path(policy))
     link, store = Link(url, site, place, patience, wait), Store(Path(out or Path("sites") / site))
     try:
+        store.tidy()
         given = link.offer()
         offer = Offer.read(given)
         rules.check(offer)

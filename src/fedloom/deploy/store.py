@@ -57,6 +57,9 @@ class Store(Database):
         super().__init__(folder / "site.db", _SCHEMA)
         self._connection.execute("PRAGMA secure_delete=ON")  # secrets that are done with are written over
         self.blobs = Blobs(folder / "blobs")
+
+    def tidy(self) -> None:
+        """What a kill left half done goes. For the process that works here; one that only looks must not."""
         if self.fact("joined") is not None:  # else it is new, or what names them is lost: then nothing goes for good
             self.blobs.keep(self._named())
 

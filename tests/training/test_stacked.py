@@ -29,6 +29,7 @@ from fedloom.training.stacked import (
     probe,
     train_stacked,
 )
+from fedloom.training.stacked.batches import steps
 from fedloom.training.stacked.lazy import LazyDense
 
 torch.set_num_threads(1)
@@ -53,6 +54,11 @@ def broad() -> nn.Module:
 
 def dimmed() -> nn.Module:
     return nn.Sequential(nn.Tanh(), *broad())
+
+
+def clamped() -> nn.Module:
+    """Its inputs lie where the batch lay."""
+    return nn.Sequential(nn.Hardtanh(-0.5, 0.5, inplace=True), *broad())
 
 
 def no_bias() -> nn.Module:
@@ -487,6 +493,10 @@ def pulled(model, w, batch, extras):
     return model.losses(w, batch) + 0.05 * (w - extras["anchor"]).square().sum()
 
 
+def squared(model, w, batch, extras):
+    return (model(w, batch.x).sum(1) - batch.y).square()
+
+
 def scalar(model, w, batch, extras):
     return model.losses(w, batch).mean()
 
@@ -633,9 +643,47 @@ def test_lengths_are_not_confused():
     check(cohort(model_of(Positions), sizes=[5, 5, 5, 5], solver=SGD(lr=0.05, epochs=2, batch_size=5)))
 
 
+def test_lengths_are_not_confused_where_they_follow_the_data():
+    """As many positions as tokens: three at first, then twenty, as long as the folded batch."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.p, self.h = nn.Embedding(11, 6), nn.Embedding(20, 6), nn.Linear(6, 3)
+
+        def forward(self, t: Tensor) -> Tensor:
+            return self.h(torch.tanh(self.e(t) + self.p(torch.arange(t.shape[1]))).mean(1))
+
+    model = model_of(Positions)
+    for length in (3, 20):
+        requests = cohort(model, "tokens", sizes=[5, 5, 5, 5], solver=SGD(lr=0.05, epochs=2, batch_size=5), table=False)
+        for r in requests:
+            r.data = {"": r.data[""].replace(x=r.data[""].x.repeat(1, 4)[:, :length])}
+        check(requests)
+
+
 def test_hooks_that_look_at_the_batch():
     check(cohort(model_of(mlp), sizes=[8, 8, 4], step=uses_batch))
     check(cohort(model_of(mlp), step=uses_batch))
+
+
+def test_samples_left_out_do_not_matter():
+    """One without a label, which no order names, beside batches of other sizes."""
+    requests = cohort(model_of(lambda: nn.Linear(6, 3)), sizes=[9, 9], loss=squared)
+    for r, batch in zip(requests, (4, 2)):
+        y = torch.arange(9.0, dtype=torch.float64).masked_fill(torch.arange(9) == 0, float("nan"))
+        r.data = {"": r.data[""].replace(y=y)}
+        r.schedules, r.steps = {"": Schedule.given(torch.arange(1, 1 + batch).repeat(3, 1))}, 3
+    check(requests)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_sample_counts_in_short_floats(dtype):
+    """Of whole numbers above 256 a bfloat16 knows every second one at most."""
+    requests = cohort(model_of(mlp), sizes=[301, 299], solver=SGD(lr=0.1, epochs=1, batch_size=301))
+    (step,) = steps(requests, dtype, lambda *_: False)
+    (seed,) = step.seeds.values()
+    assert (seed.view(2, -1) > 0).sum(1).tolist() == [301, 299]
 
 
 def test_no_steps():
@@ -759,7 +807,7 @@ def test_sums_with_what_a_job_was_given_stay_rows(epochs, known):
 
 
 @pytest.mark.parametrize("options", [{"step": shifted}, {"step": dynamic, "shared": {"anchor": None}}])
-@pytest.mark.parametrize("net", [broad, dimmed])
+@pytest.mark.parametrize("net", [broad, dimmed, clamped])
 def test_a_vector_of_each_client_meets_the_inputs_of_all_steps_at_once(net, options, monkeypatch):
     solver = SGD(lr=0.05, epochs=1, batch_size=4)
     requests = cohort(model_of(net), kind="image", sizes=[30, 30, 17, 3], solver=solver, own=("shift",), **options)
@@ -769,7 +817,7 @@ def test_a_vector_of_each_client_meets_the_inputs_of_all_steps_at_once(net, opti
     for r, out in zip(requests, train_stacked(requests), strict=True):
         torch.testing.assert_close(out.vector.clone(), reference(r)[0], atol=1e-11, rtol=1e-11)
     assert 100 in shapes
-    assert (192 in shapes) == (net is dimmed)  # its inputs are made at each step
+    assert (192 in shapes) == (net is not broad)  # their inputs are made at each step
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])

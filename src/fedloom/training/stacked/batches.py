@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -151,7 +150,8 @@ class _Stream:
         return (x if a == active[0] else x[: a * self.width] for a, x in zip(active, rows.unbind(0)))
 
     def index(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor:
-        """Rows of the table, `(t1 - t0, active * width)`. Padding repeats a client's first sample."""
+        """Rows of the table, `(t1 - t0, active * width)`. Padding repeats the first sample of a batch: no other would
+        do, as the gradient of one that is not finite is not zero times nothing."""
         rows = [self._rows(s.index, t0, min(c, t1)) for s, c in zip(self.schedules, counts[:active])]
         starts = torch.tensor(self.offsets[:active]).unsqueeze(1)
         return pad_sequence(rows).add_(starts).view(t1 - t0, -1).to(self.device)
@@ -161,7 +161,7 @@ class _Stream:
         if t0 or t1 != len(index):
             index = index[t0:t1]
         missing = self.width - index.shape[1]
-        return F.pad(index, (0, missing)) if missing else index
+        return torch.cat([index, index[:, :1].expand(-1, missing)], 1) if missing else index
 
     def _seeds(self, active: int, t0: int, t1: int, counts: Sequence[int]) -> Tensor | None:
         """`(t1 - t0, active * width)`; None where every batch is full."""
@@ -171,9 +171,9 @@ class _Stream:
             mine[: len(some)] = some
         if (real == self.width).all():
             return None
-        n = torch.from_numpy(real.T.copy()).to(self.dtype).unsqueeze(2)
-        seeds = (torch.arange(self.width) < n).to(self.dtype) / n
-        return seeds.view(t1 - t0, -1).to(self.device)
+        n = real.T[:, :, None]
+        seeds = (np.arange(self.width) < n) / n  # counted in whole numbers: short floats know few of them
+        return torch.from_numpy(seeds.reshape(t1 - t0, -1)).to(self.dtype).to(self.device)
 
     def _even(self, k: int, real: int) -> Tensor:
         """The seed of k full batches."""

@@ -45,7 +45,7 @@ class _Fold(threading.local):
 
     Attributes:
         sizes: lengths of its folded axes (one per stream), `k * B`.
-        batch: its fields by name; none where there are several streams.
+        batch: its fields by name, and the version each was gathered as; none where there are several streams.
         notes: kept while a network is surveyed, else None.
         shared: ids of tensors that are the same for all clients whatever their length.
         foreign: leading lengths of shared tensors met so far, which no `k * B` may divide...
@@ -53,7 +53,7 @@ class _Fold(threading.local):
     """
 
     sizes: tuple[int, ...] = ()
-    batch: Mapping[str, Tensor] = MappingProxyType({})
+    batch: Mapping[str, tuple[Tensor, int]] = MappingProxyType({})
     shared: frozenset[int] = frozenset()
     notes: Notes | None = None
 
@@ -78,8 +78,8 @@ def folded(x: object) -> bool:
 
 
 def field_of(x: Tensor) -> str | None:
-    """The field of the batch in flight that `x` is, number by number as it lies in memory; None for anything else."""
-    for name, t in FOLD.batch.items():
+    """The field of the batch in flight that `x` is, number by number as it was gathered; None for anything else."""
+    for name, (t, version) in FOLD.batch.items():
         if t.data_ptr() == x.data_ptr() and (t.numel(), t.dtype) == (x.numel(), x.dtype):
-            return name if t.is_contiguous() and x.is_contiguous() else None
+            return name if t.is_contiguous() and x.is_contiguous() and t._version == version else None
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom.data.fields import Data
+from fedloom.data.fields import Data, kind_of
 from fedloom.training.request import LossHook, Training, code_key, value_key
 
 from .batches import Step
@@ -57,7 +57,7 @@ class Forward:
         """One value per folded sample `(k*B,)`; `hook` None is the task's loss."""
         extras = None if hook is None else self.extras
         FOLD.sizes, FOLD.shared = step.sizes, self.shared
-        FOLD.batch = step.batch if isinstance(step.batch, Data) else {}
+        FOLD.batch = {n: (t, t._version) for n, t in step.batch.items()} if isinstance(step.batch, Data) else {}
         FOLD.foreign, FOLD.crossed = self.twin.foreign, self.twin.crossed
         try:
             if hook is None:
@@ -98,7 +98,7 @@ def survey(twin: Twin, requests: Sequence[Training]) -> Notes:
     key = (
         code_key(first.loss),
         value_key(first.extras),
-        tuple(first.data),
+        tuple((name, kind_of(data)) for name, data in first.data.items()),
         str(first.model.block),
         first.model.training,
     )

@@ -230,6 +230,15 @@ def test_rotation_in_between_agrees_with_quarter_turns_and_is_anticlockwise():
     assert (row, column) == (2, 12)  # (5 cos 20, 5 sin 20) = (4.7 right, 1.7 up)
 
 
+def test_images_that_are_not_square_keep_their_shape_and_turn_half_exactly():
+    x = torch.zeros(2, 1, 3, 5)
+    x[:, 0, 1, 3] = 1.0  # to the right of the centre; a quarter turn puts it above
+    x[:, 0, 0, 0] = 0.5
+    half, quarter = rotate(x, torch.tensor([180.0, 90.0]))
+    assert torch.equal(half, torch.rot90(x[0], 2, (-2, -1)))
+    assert divmod(int(quarter[0].argmax()), 5) == (0, 2)
+
+
 def test_noise_grows_with_the_client_and_colour_scales_channels():
     x, y = torch.zeros(4000, 3, 4, 4) + 1, torch.zeros(4000, dtype=torch.int64)
     noisy = Federation.from_arrays(x, y, clients=5, partition="noise:2/iid")

@@ -5,12 +5,14 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from fedloom.data import IGNORE, Federation, Natural, Source, federate, load, sources
 from fedloom.data.convert import answered
 from fedloom.data.registry import ENTRIES, VARIABLE, source
+from fedloom.data.tabular import Table, tabular
 from fedloom.data.texts import windows
 from fedloom.errors import ConfigError, DataError
 
@@ -102,6 +104,17 @@ def test_a_regression_target_is_standardised_and_says_by_what():
     assert abs(float(diabetes.train.y.mean())) < 1e-5
     assert diabetes.notes["target_mean"] == pytest.approx(152.13, abs=0.01)
     assert federate("diabetes").info["target_std"] == diabetes.notes["target_std"]
+
+
+def test_a_test_part_is_scaled_by_the_train_part_alone():
+    train = pd.DataFrame({"a": [0.0, 2.0, np.nan], "y": [10.0, 30.0, 20.0]})
+    test = pd.DataFrame({"a": [101.0, np.nan], "y": [50.0, 20.0]})
+    source = tabular("own", train, Table("y", task="regression", missing="mean"), test, origin="", licence="")
+    scale = np.std([10, 30, 20])
+    assert source.train.x.tolist() == [[-1], [1], [0]]
+    assert source.test.x.tolist() == [[100], [0]]
+    assert source.notes == pytest.approx({"target_mean": 20, "target_std": scale})
+    assert source.test.y.tolist() == pytest.approx([30 / scale, 0])
 
 
 def test_synthetic_clients_differ_as_alpha_and_beta_say():

@@ -109,6 +109,12 @@ def test_rounds(size, lam, alpha):
     assert len({depth(h.client) for h in heard}) == 2
 
 
+def test_a_round_with_nobody_there_is_one_of_the_ramp():
+    got, _ = overheard(DFL, TASK, federation(), rounds=2, world=fl.World(present=1e-12))
+    assert got.state.round == 2
+    assert torch.equal(got.params, got.plan.model.initial())
+
+
 def test_one_block_without_feddyn_is_fedavg_with_equal_weights():
     data, solver = tiny_federation(), fl.SGD(lr=0.1, epochs=2, batch_size=4)
     one = replace(DFL, cohort=4, alpha=0.0, solver=solver)

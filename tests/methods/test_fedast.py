@@ -220,6 +220,7 @@ def test_samples():
         ({"a": 2, "b": 1}, 18, 1, (12, 6)),
         ({"a": 0, "b": 0}, 6, 2, (4, 2)),
         ({"a": 5}, 9, 4, (9,)),
+        ({"a": 1, "b": 1, "c": 2}, 10, 2, (2, 2, 6)),  # 5 for c: it lacks 3, then 1 while the others lack a half
     ],
 )
 def test_allot(weights, total, unit, shares):

@@ -216,7 +216,9 @@ def test_with_nobody_stale_it_is_fedavg():
 
 
 def test_nobody_there_is_a_legal_round():
-    same(run(METHOD, world=fl.World(present=1e-12)).params, START, 0)
+    got = run(METHOD, rounds=2, world=fl.World(present=1e-12))
+    same(got.params, START, 0)
+    assert got.state.round == 2
 
 
 def test_inputs_that_cannot_move_are_refused():

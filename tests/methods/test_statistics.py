@@ -60,6 +60,7 @@ BETWEEN = [
     fl.FedBuff(concurrency=3, buffer=1, solver=SGD),  # three start from x and return one after the other
     fl.FedFix(interval=0.07, solver=SGD),
     fl.FedCompass(least=6, most=12, solver=SGD),
+    fl.FedAST(requests=3, ratio=3, adaptive=False, solver=SGD),  # a step at every arrival
     fl.GiUnstale(cohort=2, period=0.05, solver=fl.SGD(lr=0.05, epochs=6, batch_size=3), search=1),
     fl.Favano(cohort=1, period=0.005, solver=fl.SGD(lr=0.05, steps=12, batch_size=3)),
     fl.Mifa(solver=SGD),

@@ -12,6 +12,7 @@ import pytest
 from fedloom.cli import main
 from fedloom.cli.checking import findings
 from fedloom.cli.running import split_method
+from fedloom.errors import FedloomWarning
 from fedloom.runs import Recipe
 
 QUICK = ["--data", "digits", "--clients", "8", "--rounds", "3", "--engine", "sequential", "--limit", "200"]
@@ -74,6 +75,16 @@ def test_a_comparison_is_one_table_one_report_and_json(capsys, tmp_path: Path):
     code, _, err = ran(capsys, *words, "--rounds", "4")
     assert code == 2
     assert "other options" in err
+
+
+def test_the_settings_of_a_recipe_go_to_its_own_method_and_that_is_said(capsys, tmp_path: Path):
+    (tmp_path / "r.toml").write_text('method = "fedprox"\ncohort = 2\n[set]\nmu = 0.5\n')
+    words = ["compare", "fedavg", "fedprox", "--recipe", str(tmp_path / "r.toml"), *QUICK, "--rounds", "1"]
+    with pytest.warns(FedloomWarning, match="fedavg: the settings in .* are those of fedprox") as told:
+        code, _, _ = ran(capsys, *words, "--no-report", "-o", str(tmp_path / "c"))
+    assert (code, len(told)) == (0, 1)
+    recipe = Recipe.from_toml(tmp_path / "c" / "fedprox-seed0" / "config.toml")
+    assert (recipe.set["mu"], recipe.set["cohort"]) == (0.5, 2)
 
 
 def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, monkeypatch):

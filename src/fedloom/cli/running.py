@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedloom.errors import ConfigError
+from fedloom.errors import ConfigError, FedloomWarning
 
 from .options import Json, Report, Training, with_training
 
@@ -176,14 +177,19 @@ def _one(methods: list[str], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, Recipe]:
-    """`fedprox:mu=0.1,solver.lr=1` as a label and a recipe; a recipe file gives all but the method."""
+    """`fedprox:mu=0.1,solver.lr=1` as a label and a recipe; a recipe file gives all but the method, and its settings to
+    its own method alone."""
     from fedloom.runs import Recipe
     from fedloom.runs.recipe import pairs
 
     name, options = split_method(text)
     own = pairs(options, f"the method {name}:")
-    base = Recipe.from_toml(file).replace(set={}, method=name) if file else Recipe(method=name)
-    return text, base.replace(**{**given, "method": name, "set": {**given.get("set", {}), **own}})
+    base = Recipe.from_toml(file) if file else Recipe(method=name)
+    if base.set and base.method != name:
+        told = f"{name}: the settings in {file} are those of {base.method}; --set gives one to every method"
+        warnings.warn(told, FedloomWarning, stacklevel=2)
+    settings = base.set if base.method == name else {}
+    return text, base.replace(**{**given, "method": name, "set": {**settings, **given.get("set", {}), **own}})
 
 
 def split_method(text: str) -> tuple[str, list[str]]:

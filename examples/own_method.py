@@ -47,8 +47,8 @@ class Averaged(fl.Method):
     keep: float = 0.8
     solver: fl.Solver = fl.SGD(lr=0.1, epochs=5, batch_size=32)
 
-    def start(self, clients: fl.Clients, before: object = None) -> AveragedState:
-        params = clients.model.initial()
+    def start(self, clients: fl.Clients, before: AveragedState | None = None) -> AveragedState:
+        params = before.params if before else clients.model.initial()
         return AveragedState(params=params, last=params)
 
     async def local(self, client: fl.Client, last: Tensor) -> fl.Message:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import fedloom as fl
+from fedloom.testing import checks
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,6 +65,23 @@ def test_its_examples_of_own_data_and_networks_run_as_written(tmp_path: Path, mo
         block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "csv" in block
     )
     exec(example.replace("clients=20))\nfl.Class", "clients=20), rounds=1)\nfl.Class"), given)
+
+
+def keeps_the_contract(source: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `fedloom check` asks first of a class in a text that a reader would copy."""
+    monkeypatch.setattr(fl, "register", lambda cls: cls)  # it is no method of the library
+    module = ModuleType("copied")
+    monkeypatch.setitem(sys.modules, "copied", module)
+    exec(source, vars(module))
+    for check in checks(getattr(module, name)):
+        if check.name in ("card", "hyperparameters", "runs", "continues", "needs"):
+            check()
+
+
+def test_the_methods_that_readers_copy_keep_the_contract(monkeypatch):
+    page = (ROOT / "docs" / "writing-a-method.md").read_text()
+    keeps_the_contract(re.findall(r"```python\n(.*?)```", page, re.S)[0], "Mine", monkeypatch)
+    keeps_the_contract((ROOT / "examples" / "own_method.py").read_text(), "Averaged", monkeypatch)
 
 
 def test_names_of_the_library_in_pages_messages_and_docstrings_are_there():

@@ -45,6 +45,12 @@ def test_diversity_is_the_divergence_of_labels_in_bits():
     assert list(divergences([Seen(labels=(1.0, 0.0)), Seen(labels=(0.0, 1.0))])) == pytest.approx([0.311278] * 2)
 
 
+def test_next_to_no_temperature_takes_the_best():
+    history = History(round=5, seen={i: Seen(loss=float(i)) for i in range(6)})
+    coldest = HeteRoSelect(**NONE, tau=1e-3, coldest=1e-3)
+    assert list(coldest.draw(None, history, range(6), 1, generator(0))) == [5]
+
+
 def test_trend_rewards_a_falling_loss():
     falling, flat, rising = alone([{"before": 2.0}, {"before": 1.0}, {"before": 0.5}], "trend")
     assert (falling, rising) == (1.0, 0.0)

@@ -21,7 +21,8 @@ from .policy import ByLoss
 
 @dataclass(frozen=True)
 class Curriculum(ByLoss):
-    """Equal chances among the easiest clients, by their loss; in round t the easiest share + (1 - share) t / rounds.
+    """Equal chances among the easiest clients, by their loss; in round t = 1, 2, ... the easiest share + (1 - share)
+    (t - 1) / rounds.
 
     Args:
         share: b, of the clients in the first round, in (0, 1]; 1 is a draw with equal chances.

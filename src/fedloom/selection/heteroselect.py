@@ -65,7 +65,8 @@ class HeteRoSelect(Policy):
 
     def draw(self, clients: Clients, history: History, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
         tau = max(self.coldest, self.tau * self.cooling ** (history.round - 1))
-        return successive(ids, np.exp(self.scores(history, ids) / tau).tolist(), k, rng)
+        score = self.scores(history, ids)
+        return successive(ids, np.exp((score - score.max()) / tau).tolist(), k, rng)
 
     def scores(self, history: History, ids: Sequence[int]) -> Vector:
         """One number in [0, 1] per client `(n,)`."""

@@ -14,6 +14,7 @@ from worked import SIZES, START, N, Softmax, X, Y, cohort, federation, same
 import fedloom as fl
 from fedloom.keyed import generator
 from fedloom.message import nbytes
+from fedloom.methods.foundation.fedkseed import FedKSeedState
 from fedloom.testing import tiny_federation
 from fedloom.testing.trial import Trial
 
@@ -86,6 +87,12 @@ def test_a_round_is_under_18_kilobytes_whatever_the_model(model):
         assert nbytes(h.payload) + nbytes(h.reply) <= 17_984
     few, _ = overheard(replace(method, solver=fl.SGD(lr=1e-3, steps=5)), task, data, 1, dtype=torch.float32)
     assert few.summary["bytes_up"] <= 2 * 8 * 5
+
+
+def test_pro_takes_a_seed_that_was_never_drawn_for_one_that_moves_nothing():
+    size, draws = torch.tensor([4.0, 0.0, 1.0]), torch.tensor([2.0, 0.0, 1.0])
+    state = FedKSeedState(sums=torch.zeros(3), size=size, draws=draws)
+    assert torch.allclose(KSEED.chance(state), torch.tensor([1.0, 0.0, 0.5]).softmax(0))
 
 
 def test_pro_prefers_seeds_that_moved_the_loss():

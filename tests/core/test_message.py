@@ -261,7 +261,17 @@ def test_once_is_known_by_content():
     assert a.key() != once({"x": torch.ones(1, 2)}).key()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, torch.tensor([1.0, math.nan]), [0.0, -math.inf]])
+def test_once_is_known_by_where_everything_is():
+    index, ones = torch.tensor([1]), torch.ones(1)
+    values = [[1, 2], [12], (1, 2), {"a": 1, "b": 2}, {"b": 1, "a": 2}, [[1], 2], "12"]
+    values += [At(index, ones, 2), At(index, ones, 3), [index, ones], {"index": index, "values": ones}]
+    assert len({once(v).key() for v in values}) == len(values)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [math.nan, math.inf, torch.tensor([1.0, math.nan]), torch.tensor([math.nan, 1.0]), [0.0, -math.inf]],
+)
 def test_check_finite(bad):
     with pytest.raises(MessageError, match=r"client 3: field 'b'"):
         check_finite(Message(a=1.0, b=bad), "client 3")

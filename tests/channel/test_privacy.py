@@ -100,6 +100,16 @@ def test_clip_never_exceeds_its_bound(d: int, bound: float, dtype: torch.dtype) 
         assert out is message
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.005, 1e-6])
+def test_clip_holds_where_entries_are_the_smallest_of_their_type(share: float) -> None:
+    """float16 ends at 6e-8: what is scaled to 1e-7 is rounded to 1.2e-7, and 10,000 such entries to a fifth more."""
+    message = Message(delta=torch.full((10_000,), 2e-5, dtype=torch.float16))
+    bound = share * norm_of(message)
+    out = Clip(bound).encode(message, sender())
+    assert norm_of(out) <= bound
+    assert out.delta.dtype == torch.float16
+
+
 def test_clip_keeps_compression() -> None:
     v = normal(1000)
     channel = Channel.of([TopK(0.05), Quantize(8), Clip(0.5)])

@@ -82,8 +82,13 @@ class Clip(Stage):
         if norm <= self.norm:
             return message
         # a hair below the bound, so that rounding each entry cannot lift the norm over it
-        factor = self.norm / norm * (1 - 2 * _coarsest(message))
-        return entries(message, lambda _, v: scaled(v, factor) if _is_float(v) else v)
+        hair, factor = 1 - 2 * _coarsest(message), self.norm / norm
+        while True:
+            factor *= hair
+            short = entries(message, lambda _, v, by=factor: scaled(v, by) if _is_float(v) else v)
+            if not (over := norm_of(short) / self.norm) > 1:
+                return short
+            factor /= over  # entries near the smallest of their type are rounded by more than a hair
 
 
 def norm_of(message: Message) -> float:

@@ -32,6 +32,14 @@ def test_texts_that_cannot_be(text, said):
         Devices.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["tiers:nan,0.5,0.3", "lognormal:-0.5", "lognormal:speed=nan", "ai-benchmark:factor=0"]
+)
+def test_numbers_no_device_can_have(text):
+    with pytest.raises(ConfigError, match="cannot be"):
+        Devices.parse(text)
+
+
 def test_tiers_come_in_their_shares_and_stay():
     tiers = Tiers(high=0.2, mid=0.5, low=0.3)
     drawn = [tiers.of(i, 0).name for i in range(4000)]

@@ -28,6 +28,9 @@ def test_figures_are_ordered_as_their_sources_say():
 def test_what_cannot_be():
     with pytest.raises(ConfigError, match="Known"):
         fl.World(network="6g")
+    for text in ("wifi:down=nan", "wifi:spread=nan"):
+        with pytest.raises(ConfigError, match="rates > 0"):
+            Network.parse(text)
     with pytest.raises(ConfigError, match="rates > 0"):
         Network(up=0)
 

@@ -101,6 +101,10 @@ class AIBenchmark(Devices):
     since: int = 0
     factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ConfigError(f"{self!r} cannot be: factor > 0, as in ai-benchmark:factor=0.5")
+
     def of(self, id: int, seed: int) -> Device:
         phones = _phones(os.environ.get("FEDLOOM_DATA", ""), self.since, self.factor)
         return phones[int(uniform(seed, "device", id) * len(phones))]
@@ -119,7 +123,7 @@ class Tiers(Devices):
     low: float = 0.3
 
     def __post_init__(self) -> None:
-        if min(self.high, self.mid, self.low) < 0 or abs(self.high + self.mid + self.low - 1) > 1e-9:
+        if not (min(self.high, self.mid, self.low) >= 0 and abs(self.high + self.mid + self.low - 1) <= 1e-9):
             raise ConfigError(f"{self!r} cannot be: three shares that add up to 1, as in tiers:0.2,0.5,0.3")
 
     def of(self, id: int, seed: int) -> Device:
@@ -140,6 +144,10 @@ class Lognormal(Devices):
     spread: float = 0.5
     speed: float = 1e10
     memory: float = 4e9
+
+    def __post_init__(self) -> None:
+        if not (self.spread >= 0 and self.speed > 0 and self.memory > 0):
+            raise ConfigError(f"{self!r} cannot be: spread >= 0; speed, memory > 0, as in lognormal:0.5")
 
     def of(self, id: int, seed: int) -> Device:
         speed = self.speed * lognormal(self.spread, seed, "device", id)

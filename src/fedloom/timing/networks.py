@@ -79,7 +79,8 @@ class Network(Spoken):
     family: ClassVar[str] = "network"
 
     def __post_init__(self) -> None:
-        fine = min(self.up, self.down, self.shared_up, self.shared_down) > 0 and min(self.latency, self.spread) >= 0
+        rates, others = (self.up, self.down, self.shared_up, self.shared_down), (self.latency, self.spread)
+        fine = all(rate > 0 for rate in rates) and all(other >= 0 for other in others)
         if not (fine and 0 <= self.loss < 1 and self.cells >= 1):
             raise ConfigError(
                 f"{self!r} cannot be: rates > 0 (bytes per second); latency, spread >= 0; 0 <= loss < 1; cells >= 1"

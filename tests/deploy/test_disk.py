@@ -70,6 +70,20 @@ def test_a_site_without_room_keeps_what_it_had(disk):
     assert store.memory(0, "j2") == {"n": 2}
 
 
+def test_a_transaction_that_fails_leaves_nothing(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+
+    def half() -> None:
+        with journal.transaction() as c:
+            c.execute("INSERT INTO facts VALUES ('plan', '1')")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert journal.fact("plan") is None
+    assert journal.decide("plan", 2) == 2
+
+
 def test_bytes_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
     """What is synced is all of it: nothing waits in a buffer meanwhile."""
     synced: list[int] = []

@@ -50,7 +50,7 @@ class Accuracy(Metric):
 
 @dataclass(frozen=True)
 class SquaredError(Metric):
-    """Root mean squared error and R^2 of the pooled predictions."""
+    """Root mean squared error and R^2 of the pooled predictions; R^2 is 0 where all targets are alike."""
 
     def count(self, scores: Tensor, batch: Data) -> Message:
         y = batch.y.double().reshape(len(batch), -1)
@@ -63,7 +63,7 @@ class SquaredError(Metric):
         return {
             "rmse": (total.e / n) ** 0.5,
             "loss": total.e / n,
-            "r2": 1 - total.e / spread if spread > 0 else 0.0,
+            "r2": 1 - total.e / spread if spread > 1e-12 * total.yy else 0.0,  # less is rounding: all are alike
         }
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fedloom.data.fields import Data
+from fedloom.data.fields import IGNORE, Data
 from fedloom.errors import ConfigError
+from fedloom.message import Message
 from fedloom.model import Model
-from fedloom.task import Classification, Regression
+from fedloom.task import Accuracy, Classification, Metric, Regression, SquaredError
 from fedloom.training.inference import evaluate, gradient, predict
 
 N = 23
@@ -60,6 +63,43 @@ def test_metrics_of_a_function(model, data):
 def test_metrics_of_nothing(model, data):
     (total,) = evaluate(model, model.initial(), data.slice(0, 0))
     assert (total.n, total.hits, total.loss) == (0.0, 0.0, 0.0)
+
+
+def pooled(metric: Metric, *batches: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    counts = [metric.count(scores, Data(x=y, y=y)) for scores, y in batches]
+    return metric.finish(Message({name: sum(c[name] for c in counts) for name in counts[0]}))
+
+
+def test_errors_of_real_targets_are_pooled_over_batches_and_outputs():
+    rng = np.random.default_rng(0)
+    y, scores = rng.normal(3.0, 2.0, (7, 2)), rng.normal(3.0, 2.0, (7, 2))
+    a, b = torch.from_numpy(scores), torch.from_numpy(y)
+    found = pooled(SquaredError(), (a[:3], b[:3]), (a[3:], b[3:]))
+    error = ((scores - y) ** 2).sum()
+    assert found["rmse"] == pytest.approx(math.sqrt(error / 14))
+    assert found["loss"] == pytest.approx(error / 14)
+    assert found["r2"] == pytest.approx(1 - error / ((y - y.mean()) ** 2).sum())
+    column = pooled(SquaredError(), (a[:, :1], b[:, 0]))
+    assert column["rmse"] == pytest.approx(math.sqrt(((scores - y)[:, 0] ** 2).mean()))
+
+
+def test_where_all_targets_are_alike_there_is_nothing_to_explain():
+    alike = [torch.full((n,), 0.1, dtype=torch.float64) for n in range(1, 40)]
+    assert {pooled(SquaredError(), (y + 1, y), (y + 1, y))["r2"] for y in alike} == {0.0}
+
+
+def test_positions_that_are_not_asked_for_are_in_no_figure():
+    scores = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [9.0, 0.0]], [[0.0, 1.0], [5.0, 0.0], [0.0, 5.0]]])
+    y = torch.tensor([[0, 0, IGNORE], [1, IGNORE, IGNORE]])
+    found = pooled(Accuracy(), (scores[:1], y[:1]), (scores[1:], y[1:]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["loss"] == pytest.approx(sum(math.log1p(math.exp(z)) for z in (-2.0, 3.0, -1.0)) / 3)
+
+
+def test_a_loss_of_real_targets_is_the_mean_over_a_sample_s_outputs():
+    task, two = Regression(), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert task.losses(two, Data(x=two, y=torch.zeros(2, 2))).tolist() == [2.5, 12.5]
+    assert task.losses(two[:, :1], Data(x=two, y=torch.tensor([1, 1]))).tolist() == [0.0, 4.0]
 
 
 def test_outputs(model, data):

@@ -38,6 +38,17 @@ def test_statistics_of_a_first_round_are_those_of_fedavg(method):
     torch.testing.assert_close(got.params[t:], avg.params[t:], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [fl.FedStale(solver=SGD), fl.InverseAvailability(solver=SGD), fl.CaFed(solver=SGD, kappa=1e6)],
+    ids=lambda m: m.card.id,
+)
+def test_with_everybody_there_statistics_are_those_of_fedavg(method):
+    avg = fl.FedAvg(cohort=len(SIZES), solver=SGD)
+    ours, fedavg = (overheard(m, TASK, federation(), rounds=1)[0] for m in (method, avg))
+    torch.testing.assert_close(ours.params, fedavg.params, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", [*AVERAGING, fl.FedDyn(cohort=2, solver=SGD, alpha=0.1)], ids=lambda m: m.card.id)
 def test_statistics_become_the_mean_of_those_of_the_cohort(method):
     got, heard = overheard(method, TASK, federation(), rounds=4)

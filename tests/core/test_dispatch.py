@@ -563,14 +563,21 @@ def test_a_download_takes_as_long_as_its_bytes_whoever_asks():
     assert times == [{"t0": 5.0, "t1": 8.0}] * 2
 
 
-def test_bytes_of_questions_are_those_asked_and_answered():
+@pytest.mark.parametrize("answered", [True, False])
+def test_bytes_of_questions_are_those_asked_and_answered(answered):
     async def asks(self, client, params):
-        await client.ask(Everything.newest)
-        await client.ask(self.tells, of=[4, 5])
+        for question, of in ((self.newest, None), (self.tells, [4, 5])):
+            try:
+                await client.ask(question, of=of, about=True)
+            except fl.FedloomError:
+                assert not answered
         return fl.Message(x=1.0)
 
-    async def tells(self, client):
-        return fl.Message(jobs=0.0)
+    def newest(self, state, about):
+        return {True: fl.Message(params=state.params)}[answered]
+
+    async def tells(self, client, about):
+        return {True: fl.Message(jobs=0.0)}[answered]
 
     def script(self, state, clients):
         if self.timed:
@@ -582,11 +589,14 @@ def test_bytes_of_questions_are_those_asked_and_answered():
 
     for timed in (False, True):
         for engine in ("sequential", "pool", "debug"):
-            members = {"script": script, "asks": asks, "tells": tells, "timed": timed, "__module__": __name__}
+            programs = {"script": script, "asks": asks, "newest": newest, "tells": tells}
+            members = {**programs, "timed": timed, "__module__": __name__}
             kind = dataclass(frozen=True)(type("Asking", (Script,), members))
-            run = Trial(kind).run(method=kind(), sizes=SIZES, world=STEP, rounds=1, engine=engine, workers=2)
+            options = {"engine": engine, "workers": 2, "on_failure": "exclude"}
+            run = Trial(kind).run(method=kind(), sizes=SIZES, world=STEP, rounds=1, **options)
             ledger, size = run.host.ledger, 8 * 602
-            assert (ledger.up, ledger.down, ledger.peers) == (2 * 8, 2 * size + 2 * size, 2 * 2 * 8)
+            answer, told = (size, 8) if answered else (0, 0)
+            assert (ledger.up, ledger.down, ledger.peers) == (2 * (8 + 1), 2 * (size + answer), 2 * 2 * (told + 1))
 
 
 def test_mixing_waits_for_jobs_under_way():

@@ -76,14 +76,17 @@ class Turn:
     def hear(self, question: Ask, answer: Any) -> None:
         """Continue with the answer to a question in mid-job. Its bytes have been sent, whatever becomes of the job."""
         asked, size = self.outcome.asked, nbytes(question.message)
+        if question.of is None:
+            asked.up += size
+        else:
+            asked.peers += size * len(question.of)
         if isinstance(answer, Unanswered):
-            asked.up += size if question.of is None else 0
             self.fail(FedloomError(answer.reason))
             return
         if question.of is None:
-            asked.up, asked.down = asked.up + size, asked.down + nbytes(answer)
+            asked.down += nbytes(answer)
         else:
-            asked.peers += size * len(question.of) + sum(nbytes(reply.message) for reply in answer)
+            asked.peers += sum(nbytes(reply.message) for reply in answer)
         self.advance(answer)
 
     def _go_on(self, step: Callable[[Any], Any], value: Any) -> None:

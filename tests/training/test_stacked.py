@@ -128,6 +128,34 @@ class Tied(nn.Module):
         return self.h(torch.relu(self.b(torch.relu(self.a(x)))) * self.scale + self.a.bias)
 
 
+class Scales(nn.Module):
+    """Parameters of one number, without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.scale, self.power = (
+            nn.Linear(6, 3),
+            nn.Parameter(torch.tensor(1.5)),
+            nn.Parameter(torch.tensor(0.5)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * self.scale.exp() + self.power**2 * x[:, :3]
+
+
+class Still(nn.Module):
+    """A layer is met as a constant before it is met as itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.l, self.h = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            constant = self.l.weight.detach()
+        return self.h(self.l(torch.relu(F.linear(self.first(x), constant))))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -399,6 +427,8 @@ def uses_batch(w, f, k, carry, extras):
         (group_norm, "image"),
         (frozen_base, "vector"),
         (Tied, "vector"),
+        (Scales, "vector"),
+        (Still, "vector"),
         (Attention, "tokens"),
         (Encoder, "tokens"),
         (InPlace, "tokens"),

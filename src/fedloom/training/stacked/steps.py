@@ -92,7 +92,7 @@ class Blocks:
     def pieces(self) -> list[Piece]:
         layout = self.cohort.layout
         dense = {**{w.name: w.block for w in self.weights}, **self.statistics}
-        out: list[Piece] = [Dense(block.flatten(1), layout.span(name)) for name, block in dense.items()]
+        out: list[Piece] = [Dense(block.view(len(block), -1), layout.span(name)) for name, block in dense.items()]
         for name in self.still:
             span = layout.span(name)
             out.append(Dense(self.starts[:, span], span) if len(self.starts) > 1 else Shared(self.starts[0], span))

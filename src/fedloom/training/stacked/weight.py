@@ -37,6 +37,7 @@ class Weight(PerClient):
         if FOLD.notes is not None:
             FOLD.notes.other.add(self.name)
         if not torch.is_grad_enabled():
+            self.uses += 1  # a view of it may be met by what is differentiated
             return self.stack
         if self.leaf is None:
             # .data has a version counter of its own: the blocks of other layers, views of the same memory, change
@@ -74,7 +75,7 @@ class Weight(PerClient):
             return (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
         total = _summed(self.held)
         self.held = [(None, total)]
-        return total.flatten(1).square().sum(1)
+        return total.view(len(total), -1).square().sum(1)
 
     def flush(self, scale: Tensor | None = None) -> None:
         """Hand over what was held back, times `scale` `(k,)`; a step without any gradient still decays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,18 @@ def test_the_search_comes_nearer_and_leaves_its_start_alone():
         gaps.append(float((trained_on(MODEL, w, guess, 0.2, 3).detach() - w - delta).abs().sum()))
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
     assert torch.equal(start.x, kept)
+
+
+def test_the_search_looks_at_the_largest_entries_alone():
+    w, delta = torch.from_numpy(START), torch.from_numpy(trained(START, 0, 0, SGD) - START)
+    small = delta.abs().argsort()
+    start = first_guess(MODEL, w, 4, torch.Generator().manual_seed(1))
+    a, b, c = (
+        inverted(MODEL, w, delta.index_fill(0, where, 0.0), start, 0.2, 3, 0.5, 5, 0.1)
+        for where in (small[:0], small[:6], small[:7])
+    )
+    assert torch.equal(a.x, b.x)
+    assert not torch.equal(a.x, c.x)
 
 
 def test_long_jobs_are_repeated_in_fewer_longer_steps():
@@ -191,6 +204,9 @@ def test_unique_is_further_away_than_the_fresh_are_from_one_another():
     assert unique(torch.tensor([0.0, 0.0, 5.0]), fresh)
     assert not unique(torch.tensor([7.0, 0.1, 0.0]), fresh)
     assert unique(fresh[0], fresh[:1])  # nothing to compare with
+    turned = [torch.tensor([math.cos(a), math.sin(a)]) for a in (0.0, 0.1, 1.0)]  # 0.1, 0.1 and 0.9 from the nearest
+    assert not unique(torch.tensor([math.cos(1.4), math.sin(1.4)]), turned)  # 0.4, the mean of cosines is that of 0.52
+    assert unique(torch.tensor([math.cos(1.6), math.sin(1.6)]), turned)  # 0.6
 
 
 def reply(delta, base) -> Reply:
@@ -203,9 +219,9 @@ def test_a_guess_that_tells_no_more_than_the_last_update_starts_the_fall():
         first_guess(MODEL, torch.from_numpy(START), 4, torch.Generator().manual_seed(2)),
     )
     told = METHOD.repeated(MODEL, base, guess, 7)
-    for off, last, left in ((0.1, 0.2, None), (0.2, 0.1, 5)):
+    for off, last, left in ((1e-6, 2e-6, None), (2e-6, 1e-6, 5)):
         got = Replies((reply(told + off, base),))
-        state = GiUnstaleState(base, 5, guesses={0: guess}, last={0: told + off + last})
+        state = GiUnstaleState(2 * base, 5, guesses={0: guess}, last={0: told + off + last})  # the model has moved on
         assert METHOD.left(state, got, MODEL) == left
         assert METHOD.left(replace(state, left=2), got, MODEL) == 2
 

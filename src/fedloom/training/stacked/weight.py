@@ -75,7 +75,7 @@ class Weight(PerClient):
             return (torch.bmm(x, x.mT) * torch.bmm(g, g.mT)).sum((1, 2))
         total = _summed(self.held)
         self.held = [(None, total)]
-        return total.view(len(total), -1).square().sum(1)
+        return total.reshape(len(total), -1).square().sum(1)
 
     def flush(self, scale: Tensor | None = None) -> None:
         """Hand over what was held back, times `scale` `(k,)`; a step without any gradient still decays."""

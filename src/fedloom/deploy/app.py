@@ -202,6 +202,7 @@ class Service:
         id, number = request.state.query["job"], request.state.query["number"]
         async with self.uploads.one_piece(site):
             body = await read_body(request, int(self.offer.terms.piece * 1e6))
+        async with self.uploads.settling[site]:  # a thread goes on where its request is ended: one at a time
             name = await run_in_threadpool(self.coordinator.question, site, id, number, body)
         return Answer({"answer": name})
 

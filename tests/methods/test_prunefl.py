@@ -75,6 +75,13 @@ def test_weights_are_pruned_and_return():
     assert run(PRUNE, rounds=8).state.mask.tolist() == masks[-1].tolist()
 
 
+@pytest.mark.parametrize(("round", "stay"), [(1, 5), (2, 7)])
+def test_ever_less_of_a_layer_may_go(round, stay):
+    """Of nine weights 0.9 / 2^t at most, and all these where hardly any time is fixed."""
+    method = replace(PRUNE, every=round + 1, most=0.9, half_life=1.0, fixed=1e-9)
+    assert run(method, rounds=round + 1).state.mask[:9].sum() == stay == 9 - int(9 * 0.9 / 2**round)
+
+
 def test_one_client_begins_alone():
     who = cohort(0, 1)[0]
     w, mask = START, np.ones(12, dtype=bool)

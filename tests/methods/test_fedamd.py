@@ -70,3 +70,10 @@ def test_it_reaches_the_optimum_of_the_plain_mean():
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(fl.FedloomError, match=r"FedA"):
         fl.FedAmd(**wrong)
+
+
+def test_an_earlier_run_among_more_clients_speaks_for_those_that_are_still_there():
+    first = run(AMD, rounds=3)
+    known = run(AMD, rounds=0, ids=range(2), before=first).state.gradients
+    assert set(known.of) == {0, 1}
+    same(known.mean, ((first.state.gradients.of[0] + first.state.gradients.of[1]) / 2).numpy())

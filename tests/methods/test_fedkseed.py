@@ -12,6 +12,7 @@ from torch import nn
 from worked import SIZES, START, N, Softmax, X, Y, cohort, federation, same
 
 import fedloom as fl
+from fedloom.errors import ConfigError
 from fedloom.keyed import generator
 from fedloom.message import nbytes
 from fedloom.methods.foundation.fedkseed import FedKSeedState
@@ -183,3 +184,9 @@ def test_running_statistics_are_refused():
     task = fl.Classification(model=lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), buffers="vector")
     with pytest.raises(fl.FedloomError, match="running statistics"):
         overheard(KSEED, task, federation())
+
+
+def test_a_run_with_another_number_of_seeds_is_refused():
+    first, _ = overheard(KSEED, SOFTMAX, federation(), rounds=1)
+    with pytest.raises(ConfigError, match="6 seeds: say candidates=6"):
+        overheard(replace(KSEED, candidates=7), SOFTMAX, federation(), rounds=1, before=first)

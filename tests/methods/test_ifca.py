@@ -10,6 +10,7 @@ from worked import SGD, START, N, X, Y, cohort, federation, run, same, trained
 from worked import Softmax as Finished
 
 import fedloom as fl
+from fedloom.errors import ConfigError
 
 
 def Drawn() -> torch.nn.Module:
@@ -89,3 +90,9 @@ def test_wrong_settings_are_refused():
     with pytest.raises(fl.FedloomError, match="made from a function"):
         overheard(fl.Ifca(k=2), fl.Classification(model=Finished()), federation(), rounds=1)
     assert START.shape == (12,)
+
+
+def test_a_run_with_another_number_of_clusters_is_refused():
+    two = run(fl.Ifca(cohort=3, k=2, solver=SGD), rounds=1)
+    with pytest.raises(ConfigError, match="2 clusters: say k=2"):
+        run(fl.Ifca(cohort=3, k=3, solver=SGD), rounds=1, before=two)

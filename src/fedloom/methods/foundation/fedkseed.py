@@ -94,6 +94,11 @@ class FedKSeed(Method):
     def start(self, clients: Clients, before: FedKSeedState | None = None) -> FedKSeedState:
         if clients.model.layout.trainable < clients.model.layout.size:
             raise NotSupported("FedKSeed cannot send running statistics: use a network without, or buffers='batch'")
+        if before and len(before.sums) != self.candidates:
+            raise ConfigError(
+                f"FedKSeed(candidates={self.candidates}) cannot start from a run with {len(before.sums)} seeds: "
+                f"say candidates={len(before.sums)}, or leave before out"
+            )
         zeros = clients.model.initial().new_zeros(self.candidates)
         return before or FedKSeedState(sums=zeros, size=zeros, draws=zeros)
 

@@ -11,7 +11,7 @@ of every client that has ever anchored, 4d bytes each. In the first round all th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class FedAmd(Recursive):
 
     def start(self, clients: Clients, before: FedAmdState | None = None) -> FedAmdState:
         if before:
-            return before
+            return replace(before, gradients=before.gradients.among(clients.ids))
         params = clients.model.initial()
         return FedAmdState(params=params, gradients=Updates.none(params))
 

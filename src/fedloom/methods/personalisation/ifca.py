@@ -73,6 +73,11 @@ class Ifca(Method):
 
     def start(self, clients: Clients, before: IfcaState | None = None) -> IfcaState:
         if before:
+            if len(before.models) != self.k:
+                raise ConfigError(
+                    f"Ifca(k={self.k}) cannot start from a run with {len(before.models)} clusters: "
+                    f"say k={len(before.models)}, or leave before out"
+                )
             return before
         others = [clients.model.initial(clients.rng("cluster")) for _ in range(self.k - 1)]
         return IfcaState(models=torch.stack([clients.model.initial(), *others]))

@@ -116,6 +116,22 @@ def frozen_base() -> nn.Module:
     return net
 
 
+def half_frozen() -> nn.Module:
+    """Of each layer the weight or the bias trains; every norm has an eps of its own."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.GroupNorm(2, 4, eps=0.3),
+        nn.LayerNorm([4, 6, 6], eps=0.2),
+        nn.InstanceNorm2d(4, eps=0.4, affine=True),
+        nn.RMSNorm([6], eps=0.5),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+    )
+    for frozen in (net[0].weight, net[1].weight, net[2].bias, net[3].weight):
+        frozen.requires_grad_(False)
+    return net
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -426,6 +442,7 @@ def uses_batch(w, f, k, carry, extras):
         (cnn3d, "volume"),
         (group_norm, "image"),
         (frozen_base, "vector"),
+        (half_frozen, "image"),
         (Tied, "vector"),
         (Scales, "vector"),
         (Still, "vector"),

@@ -192,6 +192,16 @@ def test_the_first_step_of_every_program():
     assert set(got.state.grow) == {1, 3}
 
 
+def test_programs_that_compress_go_on_where_they_were():
+    """One step of Adam moves an entry by lr at most; after two rounds some are further from where they began."""
+    method = replace(CONV, learner=fl.Adam(lr=0.01, steps=1, batch_size=9))
+    for rounds, least, most in ((1, 0.0, 0.01), (2, 0.015, 0.02)):
+        got, _ = overheard(method, TASK, federation(), rounds=rounds)
+        model = got.plan.model
+        begun = first_of(program(model.layout, method.small(model, 0.5).layout), model.initial())
+        assert least < (got.state.shrink[0.5] - begun).abs().max() <= most + 1e-9
+
+
 def test_programs_stay_with_their_clients():
     method = replace(CONV, cohort=2, rates=(0.5,), learner=fl.Adam(lr=0.05, steps=2, batch_size=9))
     one, two = (overheard(method, TASK, federation(), rounds=n)[0].state.grow for n in (1, 2))

@@ -72,7 +72,7 @@ def test_a_report_that_cannot_be_written_is_one_message(capsys: pytest.CaptureFi
 
 def test_what_was_chosen_is_in_the_configuration_and_chosen_again(tmp_path: Path):
     recipe = Recipe(method="fedavg", clients=8, rounds=2, limit=200)
-    first = recipe.experiment(out=tmp_path / "a").run()
+    first = recipe.experiment(out=tmp_path / "a", checkpoint_seconds=3600.0).run()
     chosen = choices_in(tmp_path / "a" / "config.toml")
     assert chosen
     assert chosen == first.summary["choices"]

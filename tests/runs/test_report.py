@@ -169,7 +169,7 @@ def test_a_choice_that_was_timed_anew_for_every_seed_is_noted_once():
     page = render([Group("a", timed)])
     assert page.count("as fast as one by one") == 1
     assert "2.1x as fast" in page
-    assert "1 replies excluded" in page
+    assert "1 reply excluded" in page
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ class Recipe(BaseModel):
         dtype = self.numbers()
         cluster = Cluster(self.address, self.worker_cpus, self.worker_gpus)
         federation = federation or self.federation().to("cpu", dtype)
-        model = self.model or network_for(federation)
+        model = network_for(federation) if self.model is None else self.model
         several = {spec: spec for spec in model.split("+")}
         return Experiment(
             method,

@@ -149,7 +149,8 @@ class Record:
         ]
         if s.get("excluded"):
             why = next((reason for row in self.rows for reason in row.get("exclusions", {})), "")
-            found.append(f"{s['excluded']} {'reply' if s['excluded'] == 1 else 'replies'} excluded" + (f"; the first: {why}" if why else ""))
+            replies = "1 reply" if s["excluded"] == 1 else f"{s['excluded']} replies"
+            found.append(f"{replies} excluded" + (f"; the first: {why}" if why else ""))
         if silent := sum(row.get("replies") == 0 for row in self.rows):
             found.append(f"nobody replied in {silent} of {len(self.rows)} rounds")
         if s.get("best"):

@@ -50,3 +50,9 @@ class Summed:
     mean: bool
     least: int
     fan_in: int | None = None
+
+    def void(self, replies: int, weight: float) -> str | None:
+        """Why a sum of so many replies and of that weight is none, None where it is one."""
+        if replies < max(self.least, 1):
+            return f"void: fewer replies than the {self.least} its sum takes"
+        return None if weight > 0 else "void: all replies of its sum weigh nothing"

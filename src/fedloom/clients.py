@@ -223,7 +223,8 @@ class Clients:
 
         Args:
             weight: training samples (default), a number (equal weights), or the name of a number in the reply.
-            least: below this many replies the exchange is void: an empty message with `count` 0.
+            least: below this many replies, or where they weigh nothing, the exchange is void: an empty message with
+                `count` 0, and no client remembers it.
 
         Returns:
             the means, with `count` replies and total `weight`. `At` entries come back `Covered`: `.over(old)`.

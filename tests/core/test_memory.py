@@ -188,6 +188,42 @@ def test_every_engine_agrees(engine, end):
     assert [r["excluded"] for r in a.rows] == [r["excluded"] for r in b.rows]
 
 
+@dataclass(frozen=True)
+class Voids(Remembers):
+    """Client 2 is asked twice, for a sum that takes more replies, or some weight."""
+
+    least: int = 1
+
+    async def local(self, client, params):
+        client.memory["jobs"] = client.memory.get("jobs", 0) + 1
+        return fl.Message(v=params, share=0.0)
+
+    def round(self, state, clients):
+        weight = "share" if self.least == 1 else 1
+        got = clients.mean(self.local, [0, 2, 2, 4], weight=weight, least=self.least, params=state.params)
+        assert dict(got) == {"count": 0, "weight": 0.0}
+        return state
+
+
+@pytest.mark.parametrize(("least", "why"), [(5, "fewer replies than the 5"), (1, "weigh nothing")])
+@pytest.mark.parametrize("world", [fl.World(), fl.World(deadline=1000.0)])
+def test_what_is_void_leaves_no_trace_at_clients(least, why, world):
+    run = Trial(Voids).run(method=Voids(least=least), rounds=2, world=world)
+    assert run.memories == {}
+    assert [row["excluded"] for row in run.rows] == [4, 4]
+    assert why in str(run.host.excluded)
+
+
+@pytest.mark.parametrize("world", [fl.World(), fl.World(deadline=1000.0)])
+def test_a_void_sum_of_clients_asked_once(world):
+    class Once(Voids):
+        def round(self, state, clients):
+            clients.mean(self.local, [0, 2], weight=1, least=1 + 2 * clients._host.version, params=state.params)
+            return state
+
+    assert Trial(Once).run(method=Once(), rounds=2, world=world).memories == {0: {"jobs": 1}, 2: {"jobs": 1}}
+
+
 def test_failures_stop_a_run_unless_told_otherwise():
     with pytest.raises(fl.FedloomError, match=r"Remembers\.local raised ZeroDivisionError: oh \(client 2, round 0"):
         Trial(Remembers).run(method=Remembers(end="raises"))

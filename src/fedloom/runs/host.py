@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -235,11 +235,17 @@ class Host:
         if self._queue(asked.ids):
             got, end = self._in_time(asked, weight if isinstance(weight, str) else None)
             total = self._added([p for _, p in got], asked, Fold(weight))
+            void = how.void(len(total.jobs), total.weight)
+            if void:
+                self._undone([p for _, p in got], dict.fromkeys(total.jobs, void))
         else:
             outcomes, total = self.engine.run(self._starting(asked), Fold(weight, how.fan_in))
             assert total is not None
+            void = how.void(len(total.jobs), total.weight)
+            for o in outcomes if void else ():
+                o.excluded = void if o.job.number in total.jobs else o.excluded
             end = self._settle(outcomes, asked.start)
-        if len(total.jobs) < max(how.least, 1) or total.weight <= 0:
+        if void:
             return Message(count=0, weight=0.0), end
         return self._divided(total, asked.ids, how.mean), end
 
@@ -255,21 +261,23 @@ class Host:
             total, left_out = done.total, done.left_out
             for up, down in done.nbytes.values():
                 self.charge(Ledger(up, down))
-        for p in got:
-            if p.number in left_out:
-                self._undone(p, left_out[p.number])
+        self._undone(got, left_out)
         return total
 
-    def _undone(self, p: Posted, why: str) -> None:
-        """A reply that had come in time is in no sum: its client has the memory the job began with, unless a later job
-        has built on what it wrote."""
-        self.excluded[why] = self.excluded.get(why, 0) + 1
-        if p.pending is None or self.memories.get(p.id) is not p.pending:
-            return
-        if p.memory:
-            self.memories[p.id] = dict(p.memory)
-        else:
-            del self.memories[p.id]
+    def _undone(self, got: Sequence[Posted], left_out: Mapping[int, str]) -> None:
+        """Replies that had come in time are in no sum: their clients have the memory the jobs began with, unless a later
+        job, one that counts, has built on what they wrote."""
+        for p in reversed(got):
+            if p.number not in left_out:
+                continue
+            why = left_out[p.number]
+            self.excluded[why] = self.excluded.get(why, 0) + 1
+            if p.pending is None or self.memories.get(p.id) is not p.pending:
+                continue
+            if p.memory:
+                self.memories[p.id] = cast("dict[str, Any]", p.memory)  # as it was, so that the job before it is found
+            else:
+                del self.memories[p.id]
 
     def _divided(self, total: Total, ids: Sequence[int], mean: bool) -> Message:
         summed, count, weight = total.message(), float(len(total.jobs)), total.weight

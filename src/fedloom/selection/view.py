@@ -91,8 +91,9 @@ class Selecting(View):
         if not self._desk.policy.hears:
             return super()._summed(asked, how)
         replies, weight = self._replied(asked), Fold(how.weight)
-        got = (replies.mean if how.mean else replies.sum)(lambda r: weight.of(r.message, r.n))
-        return got if got.count >= max(how.least, 1) and got.weight > 0 else Message(count=0, weight=0.0)
+        if how.void(len(replies), sum(weight.of(r.message, r.n) for r in replies)):
+            return Message(count=0, weight=0.0)
+        return (replies.mean if how.mean else replies.sum)(lambda r: weight.of(r.message, r.n))
 
     def _received(self, count: int | None, until: float, of: set[int] | None) -> Replies:
         return self._heard(super()._received(count, until, of))

@@ -188,7 +188,7 @@ class Client:
         book: what only grows.
         model: this client's network as a function of a vector; `models` all of them by name.
         public: data everybody holds, None without.
-        time: virtual or wall seconds at which the job began.
+        time: virtual or wall seconds at which the job began here, its download behind it.
         device: its speed and memory.
         given: what its payload and memory held when the job began, which nobody changes in place.
     """

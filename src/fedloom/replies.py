@@ -26,7 +26,8 @@ class Reply:
     Attributes:
         id: who; `n` its training samples; `job` the number of the job.
         staleness: rounds returned between the job's sending and now.
-        began, time: seconds when it started there and when it arrived.
+        began, time: seconds when its job was sent and when it arrived: both transfers lie between, and what the job
+            waited for.
         sent: the payload it answers.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -44,6 +45,7 @@ class Script(fl.Method):
         return fl.Message(delta=out.vector - params, steps=out.steps, jobs=jobs, began=client.time)
 
     async def bare(self, client, params):
+        client.memory["began"] = client.time
         out = await client.train(params, solver=self.solver, steps=3)
         return fl.Message(vector=out.vector)
 
@@ -124,14 +126,20 @@ def test_transfers_take_time():
     d = 602
     world = fl.World(step_seconds=1.0, latency=0.5, up=8 * d / 4.0, down=8 * d / 2.0)
 
-    def script(self, state, clients):
+    def sent(self, state, clients):
         clients.send(3, self.bare, params=state.params)
         (r,) = clients.receive()
         return replace(state, seen=(r.began, r.time))
 
-    began, time = play(script, world=world).state.seen
-    assert began == pytest.approx(2.5)
-    assert time == pytest.approx(2.5 + 3 + 4.5)
+    def asked(self, state, clients):
+        (r,) = clients.map(self.bare, [3], params=state.params)
+        return replace(state, seen=(r.began, r.time))
+
+    for script in (sent, asked):
+        for deadline in (math.inf, 1000.0):
+            run = play(script, world=replace(world, deadline=deadline))
+            assert run.memories[3]["began"] == pytest.approx(2.5)
+            assert run.state.seen == pytest.approx((0.0, 2.5 + 3 + 4.5))
 
 
 def test_staleness_counts_rounds():
@@ -151,7 +159,7 @@ def test_a_client_runs_one_job_at_a_time():
     def script(self, state, clients):
         clients.send([2, 2, 2, 1], self.work, params=state.params)
         got = [clients.receive(count=1)[0] for _ in range(4)]
-        return replace(state, seen=tuple((r.id, r.began, r.time, r.jobs) for r in got))
+        return replace(state, seen=tuple((r.id, r.message.began, r.time, r.jobs) for r in got))
 
     run = play(script)
     assert run.state.seen == ((1, 0.0, 1.0, 1), (2, 0.0, 2.0, 1), (2, 2.0, 4.0, 2), (2, 4.0, 6.0, 3))
@@ -172,7 +180,7 @@ def test_a_job_can_wait_for_a_time():
     def script(self, state, clients):
         clients.send(1, self.work, when=7.5, params=state.params)
         (r,) = clients.receive()
-        return replace(state, seen=(r.began, r.time))
+        return replace(state, seen=(r.message.began, r.time))
 
     assert play(script).state.seen == (7.5, 8.5)
 
@@ -181,7 +189,7 @@ def test_an_event_of_the_client_s_own_is_keyed():
     def script(self, state, clients):
         clients.send([0, 1, 2], self.work, when="charging", params=state.params)
         got = clients.receive(count=3)
-        return replace(state, seen=tuple(sorted((r.id, r.began) for r in got)))
+        return replace(state, seen=tuple(sorted((r.id, r.message.began) for r in got)))
 
     a, b = play(script).state.seen, play(script).state.seen
     assert a == b
@@ -247,7 +255,7 @@ def test_a_cancelled_job_leaves_no_trace_and_frees_its_client():
         clients.receive(count=1)
         clients.cancel(first)
         got = clients.receive(until=60.0)
-        return replace(state, seen=tuple((r.id, r.job == second, r.began, r.jobs) for r in got))
+        return replace(state, seen=tuple((r.id, r.job == second, r.message.began, r.jobs) for r in got))
 
     run = play(script)
     assert run.state.seen == ((3, True, 1.0, 1),)
@@ -261,7 +269,7 @@ def test_cancelling_what_waits_or_is_unknown():
         clients.cancel(second)
         clients.cancel(999)
         got = clients.receive(until=60.0)
-        return replace(state, seen=tuple((r.began, r.time) for r in got))
+        return replace(state, seen=tuple((r.message.began, r.time) for r in got))
 
     assert play(script).state.seen == ((0.0, 6.0),)
 

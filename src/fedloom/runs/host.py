@@ -265,8 +265,8 @@ class Host:
         return total
 
     def _undone(self, got: Sequence[Posted], left_out: Mapping[int, str]) -> None:
-        """Replies that had come in time are in no sum: their clients have the memory the jobs began with, unless a later
-        job, one that counts, has built on what they wrote."""
+        """Replies that had come in time are in no sum: their clients have the memory the jobs began with, unless a
+        later job, one that counts, has built on what they wrote."""
         for p in reversed(got):
             if p.number not in left_out:
                 continue
@@ -304,7 +304,8 @@ class Host:
         """What begins at its clients at once."""
         jobs = self._jobs(Job, asked)
         for job in jobs:
-            job.memory, job.began = self.memory_of(job.id), asked.start
+            job.memory = self.memory_of(job.id)
+            job.began = asked.start + self.plan.world.download(job.id, job.nbytes)
         return jobs
 
     def _jobs(self, kind: type[J], asked: Asked) -> list[J]:
@@ -403,7 +404,7 @@ class Host:
 
     def _reply(self, p: Posted, time: float) -> Reply:
         assert p.reply is not None
-        reply = Reply(p.id, p.samples, p.number, self.version - p.version, p.began, time, p.payload, p.reply)
+        reply = Reply(p.id, p.samples, p.number, self.version - p.version, p.sent, time, p.payload, p.reply)
         self._replies.append(reply)
         return reply
 

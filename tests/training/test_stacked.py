@@ -1028,6 +1028,51 @@ def test_probe_finds(net, kind, reason):
     assert reason in found
 
 
+class Counting(nn.Module):
+    """A network that looks at how long its batch is."""
+
+    def __init__(self, limit: int, below: bool = False) -> None:
+        super().__init__()
+        self.l, self.limit, self.below = nn.Linear(6, 3), limit, below
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x) * (0.5 if (len(x) > self.limit) != self.below else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("net", "size"), [(lambda: Counting(20), 8), (lambda: Counting(1, below=True), 9)], ids=["many", "one left over"]
+)
+def test_probe_finds_what_looks_at_the_length_of_real_batches(net, size):
+    """No client has more than four samples in a batch, all of them together have."""
+    found = probe(cohort(model_of(net, torch.float32), sizes=[size] * 8))
+    assert found is not None
+    assert "length of a batch" in found
+
+
+def adversarial(model, w, batch, extras):
+    """Cross-entropy of samples moved to where it is worse."""
+    with torch.enable_grad():
+        x = batch.x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(w, x), batch.y, reduction="sum"), x)
+    return F.cross_entropy(model(w, batch.x + 0.1 * g.sign()), batch.y, reduction="none")
+
+
+def adversarial_as_written(model, w, batch, extras):
+    x = batch.x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(model(w, x), batch.y, reduction="sum"), x)
+    return F.cross_entropy(model(w, batch.x + 0.1 * g.sign()), batch.y, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [adversarial, adversarial_as_written])
+@pytest.mark.parametrize(("net", "kind"), [(mlp, "vector"), (wide, "vector"), (cnn, "image")])
+def test_a_loss_that_takes_a_gradient_is_refused_in_words(net, kind, loss):
+    requests = cohort(model_of(net), kind, loss=loss)
+    for _ in range(2):
+        with pytest.raises(NotStackable, match="takes a gradient of its own"):
+            train_stacked(requests)
+        train_stacked(cohort(requests[0].model, kind))  # weights that have been trained know where gradients go
+
+
 def test_best_path_says_why():
     path, why = best_path(cohort(model_of(mlp, torch.float32), sizes=[20] * 40))
     assert path in ("stacked", "plain")

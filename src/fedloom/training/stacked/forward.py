@@ -18,7 +18,7 @@ from .fold import FOLD, Notes, NotStackable
 from .perclient import PerClient
 from .proxy import StackedModel
 from .twin import Twin
-from .weight import Token
+from .weight import INNER, Token
 
 
 class Forward:
@@ -126,6 +126,10 @@ def _look(twin: Twin, pair: list[Training]) -> Notes | NotStackable:
                 step.seed(forward.losses(step, pair[0].loss))
     except NotStackable as e:
         return e
+    except RuntimeError as e:
+        if "does not require grad" in str(e):  # torch's words: nothing is differentiated here
+            return NotStackable(INNER)
+        raise
     finally:
         FOLD.notes = None
     notes.dense = {pair: rows / len(_WIDTHS) for pair, rows in notes.dense.items()}

@@ -62,7 +62,7 @@ class Blocks:
         blocks = twin.blocks("weights", (w.name for w in self.weights), k)
         views = layout.tree(self.starts)
         for w in self.weights:
-            w.block = w.stack = blocks[w.name].copy_(views[w.name])
+            w.begin(blocks[w.name].copy_(views[w.name]))
         for name in self.still:
             twin.put(name, PerClient(views[name]) if len(self.starts) > 1 else views[name][0])
         statistics = twin.blocks("statistics", twin.statistics, k)

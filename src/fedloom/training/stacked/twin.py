@@ -93,7 +93,7 @@ class Twin:
         """The weights as views of vectors `(k, d)`; statistics are copies, of these where given."""
         for name, w in self.weights.items():
             self.put(name, w)
-            w.block = w.stack = self.layout.view(matrix, name)
+            w.begin(self.layout.view(matrix, name))
         for name, entry in self.statistics.items():
             self.put(name, entry)
             entry.stack = (self.layout.view(matrix, name) if statistics is None else statistics[name]).clone()

@@ -13,6 +13,7 @@ from .sinks import Sink
 
 # A first layer's input needs no gradient; this scalar puts it into the graph all the same.
 GRAPH = torch.zeros((), requires_grad=True)
+INNER = "the loss takes a gradient of its own, as for adversarial samples"
 
 
 class Weight(PerClient):
@@ -27,8 +28,12 @@ class Weight(PerClient):
     sink: Sink
 
     def __init__(self, name: str, block: Tensor) -> None:
-        super().__init__(block)
-        self.name, self.block = name, block
+        self.name = name
+        self.begin(block)
+
+    def begin(self, block: Tensor) -> None:
+        """These values, and nothing of a computation that was given up half-way."""
+        self.block = self.stack = block
         self.uses, self.arrived = 0, False
         self.held: list[tuple[Tensor | None, Tensor]] = []
         self.leaf: Tensor | None = None
@@ -177,8 +182,11 @@ def once(grads: tuple[Tensor, ...]) -> Tensor:
     """The gradient of a rule's result, where backward runs for its own sake.
 
     Raises:
-        NotStackable: it is to be differentiated again (a gradient penalty), but weights have been changed by then.
+        NotStackable: the loss is still being computed (adversarial samples), so that this is no gradient to step along;
+            or it is to be differentiated again (a gradient penalty), but weights have been changed by then.
     """
+    if FOLD.sizes:
+        raise NotStackable(INNER)
     if torch.is_grad_enabled():
         raise NotStackable("the loss takes a gradient of a gradient")
     return grads[0]

@@ -49,11 +49,21 @@ def test_with_everybody_there_statistics_are_those_of_fedavg(method):
     torch.testing.assert_close(ours.params, fedavg.params, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [*AVERAGING, fl.FedDyn(cohort=2, solver=SGD, alpha=0.1)], ids=lambda m: m.card.id)
+EQUALLY = [
+    fl.FedDyn(cohort=2, solver=SGD, alpha=0.1),
+    fl.Scaffold(cohort=2, solver=SGD, server_lr=2.5),
+    fl.ScaffoldM(cohort=2, solver=SGD, server_lr=2.5, alpha=0.5),
+    fl.ScaffoldM(cohort=2, solver=SGD, server_lr=2.5, alpha=0.5, reduced=True),
+    fl.FedCM(cohort=2, solver=SGD, server_lr=2.5),
+    fl.FedAvgMomentum(cohort=2, solver=SGD, server_lr=2.5),
+]
+
+
+@pytest.mark.parametrize("method", [*AVERAGING, *EQUALLY], ids=lambda m: m.card.id)
 def test_statistics_become_the_mean_of_those_of_the_cohort(method):
     got, heard = overheard(method, TASK, federation(), rounds=4)
     layout, begun = got.plan.model.layout, got.plan.model.initial()
-    statistics, equal = begun[layout.trainable :], method.card.id == "feddyn"
+    statistics, equal = begun[layout.trainable :], method in EQUALLY
     for r in range(4):
         mine = [h for h in heard if h.round == r]
         n = torch.tensor([1 if equal else SIZES[h.client] for h in mine], dtype=torch.float64)

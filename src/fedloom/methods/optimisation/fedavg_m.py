@@ -77,8 +77,9 @@ class FedAvgMomentum(Reducible):
         got = self.asked(clients, self.local, self.local_reduced, state.previous, **sent)
         if got.count == 0:
             return state
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta
         return FedAvgMomentumState(
-            params=state.params + self.server_lr * got.delta,
+            params=clients.model.layout.keep_statistics(params, mean),
             direction=mean_direction(got, state.direction),
             previous=state.params,
         )

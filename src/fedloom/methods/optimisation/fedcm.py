@@ -60,7 +60,8 @@ class FedCM(ClientMomentum):
         got = clients.mean(self.local, cohort, weight=1, params=state.params, direction=state.direction)
         if got.count == 0:
             return state
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta
         return FedCMState(
-            params=state.params + self.server_lr * got.delta,
+            params=clients.model.layout.keep_statistics(params, mean),
             direction=mean_direction(got, state.direction),
         )

@@ -100,7 +100,8 @@ class Scaffold(Method):
         got = clients.mean(self.local, cohort, weight=1, params=state.params, control=state.control)
         if got.count == 0:
             return state
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta
         return ScaffoldState(
-            params=state.params + self.server_lr * got.delta,
+            params=clients.model.layout.keep_statistics(params, mean),
             control=state.control + got.count / len(clients.ids) * got.control,
         )

@@ -121,8 +121,9 @@ class ScaffoldM(Reducible):
         got = self.asked(clients, self.local_corrected, self.local_reduced, state.previous, **sent)
         if got.count == 0:
             return state
+        params, mean = state.params + self.server_lr * got.delta, state.params + got.delta
         return ScaffoldMState(
-            params=state.params + self.server_lr * got.delta,
+            params=clients.model.layout.keep_statistics(params, mean),
             direction=mean_direction(got, state.direction),
             previous=state.params,
             control=state.control + got.count / len(clients.ids) * got.control,

@@ -68,7 +68,7 @@ SITE_POINTS = (
     "fedloom.deploy.store:Store.taken",
     "fedloom.deploy.store:Store.memory",
     "fedloom.deploy.store:Store._rebase",
-    "fedloom.deploy.store:Store._sweep",
+    "fedloom.deploy.store:Store.sweep",
     "fedloom.deploy.blobs:Blobs.put",
     "fedloom.deploy.blobs:Blobs.append",
     "fedloom.deploy.blobs:Blobs._place",

@@ -21,7 +21,7 @@ pytest.importorskip("starlette")
 
 import httpx
 from desk import Desk
-from harness import Bench, Schedule, Setting
+from harness import Bench, Kill, Schedule, Setting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sites_http import Summed, summed
@@ -74,6 +74,21 @@ def test_every_method_that_needs_no_view_of_data(method, tmp_path):
     bench = Bench(_setting_of(method), tmp_path)
     bench.run(Schedule())
     bench.check()
+
+
+def test_questions_in_mid_job_are_answered_the_same_after_deaths_on_both_sides(tmp_path):
+    """FedASMU's clients are judged while their own jobs are under way, too: that takes no memory from these."""
+    asked, answered = "fedloom.deploy.link:Link.ask", "fedloom.deploy.journal:Journal.answer"
+    options = {"concurrency": 2, "trigger": 2, "period": 0.2, "solver.epochs": 1}
+    bench = Bench(Setting("fedasmu", 4, options=options, tls=False), tmp_path)
+    deaths = {site: [[Kill(asked, 1, after=True)], [Kill(asked, 1)]] for site in bench.setting.sites}
+    bench.run(Schedule([[Kill(answered, 1, after=True)], [Kill(answered, 1)]], deaths))
+    bench.check()
+    with contextlib.closing(sqlite3.connect(tmp_path / "server" / "journal.db")) as journal:
+        answers = {body for (body,) in journal.execute("SELECT body FROM answers")}
+    assert len(answers) >= 2
+    for site in bench.setting.sites:
+        assert not answers & {path.name for path in (tmp_path / site / "blobs").iterdir()}
 
 
 def test_compressed_messages_and_a_quorum_of_all(tmp_path):
@@ -546,6 +561,18 @@ def test_memories_go_by_the_name_the_server_gives(tmp_path):
     assert store.books() == {0: {"eps": 1.0}}  # what was spent was spent
     with pytest.raises(MemoryLost):
         Store(tmp_path / "restored from nowhere").memory(0, "j1")
+
+
+def test_an_evaluation_beside_a_job_under_way_leaves_what_that_job_left(tmp_path):
+    store = Store(tmp_path)
+    store.done("j1", 0, b"reply", {"n": 1}, {}, {})
+    assert store.memory(0, "", read=True) == {}
+    assert store.memory(0, "j1") == {"n": 1}
+    store.done("j2", 0, b"reply2", {"n": 2}, {}, {})
+    assert store.memory(0, "j1", read=True) == {"n": 1}
+    assert store.memory(0, "j2", read=True) == {"n": 2}
+    assert store.memories() == {0: {"j1": {"n": 1}, "j2": {"n": 2}}}
+    assert store.memory(0, "j2") == {"n": 2}
 
 
 def test_the_same_job_gets_the_same_bytes(tmp_path):

@@ -110,7 +110,7 @@ class Site:
         payload, began = self._fetched(given, name), time.monotonic()
         if self.partner is not None and given.get("secure", {}).get("phase", INPUT) != INPUT:
             return self._phase(self.partner, given, payload)
-        memory = self.store.memory(int(given["client"]), str(given["memory"]))
+        memory = self.store.memory(int(given["client"]), str(given["memory"]), read=bool(given["judge"]))
         job = job_of(given, payload, memory)
         self._job, self._questions = id, 0
         self.outgoing.seen.clear()
@@ -177,7 +177,10 @@ class Site:
         body = dumps({"program": self.plan.place(question.program), "message": question.message})
         self.store.note({"left": "question", "job": self._job, "client": client, "bytes": len(body)})
         self._questions += 1
-        return load(self.link.ask(self._job, self._questions - 1, body, self.store.blobs))
+        place = self.link.ask(self._job, self._questions - 1, body, self.store.blobs)
+        answer = load(place)
+        self.store.sweep({place.name} - {self._payload})  # a job that is run again asks again
+        return answer
 
 
 def shared(path: Path) -> Data:

@@ -1,8 +1,9 @@
 """What a site keeps: its clients' memories in two versions, its replies until they are taken, its books, its audit log.
 
 A memory is named by the job that made it. `base` is the version the server last counted, `pending` what the last job
-left; the next job names the version it starts from, and whichever has that name is it. A reply, the book and the
-pending memory are one transaction, made before the first byte leaves.
+left; the next job names the version it starts from, and whichever has that name is it. An evaluation beside a job
+under way changes neither. A reply, the book and the pending memory are one transaction, made before the first byte
+leaves.
 """
 
 from __future__ import annotations
@@ -74,20 +75,21 @@ class Store(Database):
         return json.loads(found[0][0]) if found else None
 
     # ------------------------------------------------------------ memories
-    def memory(self, client: int, version: str) -> dict[str, Any]:
+    def memory(self, client: int, version: str, *, read: bool = False) -> dict[str, Any]:
         """The memory a job starts from, by the name the server gave; from now on the base.
+
+        Args:
+            read: the job leaves none. All versions stay, as that of a job under way beside it may count yet.
 
         Raises:
             MemoryLost: neither version here has that name.
         """
         held = {kind: (name, body) for kind, name, body in self._versions(client)}
-        for kind in ("base", "pending"):
-            if kind in held and held[kind][0] == version:
-                self._rebase(client, held[kind])
-                return load(self.blobs.checked(held[kind][1]))
-        if version == "":
-            self._rebase(client, None)
-            return {}
+        found = next((held[kind] for kind in ("base", "pending") if kind in held and held[kind][0] == version), None)
+        if found is not None or version == "":
+            if not read:
+                self._rebase(client, found)
+            return {} if found is None else load(self.blobs.checked(found[1]))
         names = ", ".join(f"{kind} {name}" for kind, (name, _) in held.items()) or "none"
         raise MemoryLost(
             f"the coordinator counts on version {version} of the memory of client {client}, and this site has {names}. "
@@ -107,7 +109,7 @@ class Store(Database):
             c.execute("DELETE FROM memories WHERE client = ?", (client,))
             if base is not None:
                 c.execute("INSERT INTO memories VALUES (?, 'base', ?, ?)", (client, *base))
-        self._sweep({body for _, _, body in old})
+        self.sweep({body for _, _, body in old})
 
     def memories(self) -> dict[int, dict[str, dict[str, Any]]]:
         """client -> version -> content, for all that is kept."""
@@ -149,7 +151,7 @@ class Store(Database):
                 c.execute("UPDATE books SET amount = amount + ? WHERE client = ? AND name = ?", (amount, client, entry))
             size = self.blobs.size(name)
             self._note(c, {"left": "reply", "job": job, "client": client, "bytes": size, "sha256": name, **about})
-        self._sweep(old)
+        self.sweep(old)
         return name
 
     def sum(self, client: int) -> dict[str, Any] | None:
@@ -167,7 +169,7 @@ class Store(Database):
             found.setdefault(client, {})[name] = amount
         return found
 
-    def _sweep(self, bodies: set[str]) -> None:
+    def sweep(self, bodies: set[str]) -> None:
         """Of these bodies, those nothing names any more go."""
         self.blobs.drop(bodies - self._named())
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engines.fold import Total, as_sent, brief, divided, fold_chunk, structure
+from .engines.fold import Total, as_sent, brief, check_names, divided, fold_chunk, structure
 from .errors import DataError, MessageError
 from .message import Message
 from .written import record
@@ -89,8 +89,14 @@ class Replies(Sequence[Reply]):
 
     @property
     def weights(self) -> Tensor:
-        """Shares of training samples `(n,)`, adding up to 1."""
+        """Shares of training samples `(n,)`, adding up to 1.
+
+        Raises:
+            DataError: nobody has any.
+        """
         n = torch.tensor([float(r.n) for r in self.items])
+        if self.items and not n.any():
+            raise DataError(f"clients {self.ids[:5]} have no training samples, so there are no shares of them")
         return n / n.sum()
 
     def where(self, keep: Callable[[Reply], bool]) -> Replies:
@@ -105,17 +111,28 @@ class Replies(Sequence[Reply]):
         return Message(as_sent(total.values, total.structure), count=len(self), weight=total.weight)
 
     def mean(self, weight: Callable[[Reply], float] | None = None) -> Message:
-        """The weighted mean of every field; by default weighted with training samples."""
+        """The weighted mean of every field; by default weighted with training samples.
+
+        Raises:
+            DataError: the weights do not add up to more than 0.
+        """
         if not self.items:
             return Message(count=0)
         total = self._added(weight or (lambda r: float(r.n)))
+        if not 0 < total.weight < math.inf:
+            raise DataError(
+                f"a mean of {len(self)} replies whose weights add up to {total.weight:g} is none; give them others, as "
+                f"in replies.mean(lambda r: 1.0)"
+            )
         means = as_sent(divided(total.values, total.weight), total.structure)
         return Message(means, count=len(self), weight=total.weight)
 
     def _added(self, weight: Callable[[Reply], float]) -> Total:
         """Their sum, whoever arrived first."""
         _alike(self.items)
-        (total,) = fold_chunk([(r.job, r.message, float(weight(r))) for r in sorted(self.items, key=lambda r: r.job)])
+        entries = [(r.job, r.message, float(weight(r))) for r in sorted(self.items, key=lambda r: r.job)]
+        check_names(entries[0][1], weight=all(message.get("weight") == w for _, message, w in entries))
+        (total,) = fold_chunk(entries)
         if total.refused is not None:
             raise total.refused
         return total

@@ -198,6 +198,45 @@ def test_replies_stack_and_average():
     assert got.where(lambda r: r.n > 1).ids == [2]
 
 
+@pytest.mark.parametrize("weight", [0.0, math.nan, math.inf, -1.0])
+def test_a_mean_of_nothing_is_refused(weight):
+    got = Replies((reply(0, 0, 1, v=torch.ones(1)), reply(1, 0, 2, v=torch.ones(1))))
+    with pytest.raises(fl.FedloomError, match="a mean of 2 replies whose weights add up to"):
+        got.mean(lambda r: weight)
+    with pytest.raises(fl.FedloomError, match="add up to 0 "):
+        got.mean()
+    with pytest.raises(fl.FedloomError, match=r"clients \[0, 1\] have no training samples"):
+        _ = got.weights
+    assert got.sum(lambda r: 0.0).v.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("field", ["count", "weight"])
+def test_a_field_in_whose_place_the_sum_says_something_is_refused(field):
+    got = Replies((reply(0, 1, 1, **{field: 3}), reply(1, 1, 2, **{field: 4})))
+    for add in (got.mean, got.sum):
+        with pytest.raises(fl.FedloomError, match=f"a field '{field}'"):
+            add()
+
+    @dataclass(frozen=True)
+    class Counts(fl.FedAvg):
+        async def local(self, client, params):
+            return fl.Message(**{field: client.id + 1})
+
+        def round(self, state, clients):
+            clients.sum(self.local, weight=None, params=state.params)
+            return state
+
+    for world in (fl.World(), fl.World(deadline=10.0)):
+        with pytest.raises(fl.FedloomError, match=f"a field '{field}'"):
+            Trial(Counts).run(method=Counts(), world=world, rounds=1)
+
+
+def test_what_replies_are_weighted_by_may_be_named_weight():
+    got = Replies((reply(0, 1, 1, v=1.0, weight=1.0), reply(1, 1, 2, v=5.0, weight=3.0)))
+    mean = got.mean(lambda r: r.weight)
+    assert (mean.v, mean.weight) == (4.0, 4.0)
+
+
 def test_sums_of_replies_do_not_depend_on_arrival():
     parts = [reply(i, 1, i, v=torch.tensor([x])) for i, x in enumerate((1e8, 1.0, -1e8))]
     assert Replies(tuple(parts)).sum().v.equal(Replies(tuple(reversed(parts))).sum().v)

@@ -98,7 +98,7 @@ class Remembers(fl.Method):
     async def local(self, client, params):
         client.memory["jobs"] = client.memory.get("jobs", 0) + 1
         client.book.add("spent", 1.0)
-        v, weight = torch.ones(2, dtype=torch.float64), 1.0
+        v, share = torch.ones(2, dtype=torch.float64), 1.0
         if client.id == 2:
             if self.end == "declines":
                 raise fl.Declined("no")
@@ -111,17 +111,17 @@ class Remembers(fl.Method):
             if self.end == "shape":
                 v = torch.ones(3, dtype=torch.float64)
             if self.end == "field":
-                return fl.Message(w=v, weight=1.0)
+                return fl.Message(w=v, share=1.0)
             if self.end == "weight":
-                weight = -1.0
+                share = -1.0
             if self.end == "nothing":
                 return None
-        return fl.Message(v=v, weight=weight)
+        return fl.Message(v=v, share=share)
 
     def round(self, state, clients):
         ids = [0, 2, 4, 5]
         if self.ask.startswith("mean"):
-            got = clients.mean(self.local, ids, weight="weight", params=state.params)
+            got = clients.mean(self.local, ids, weight="share", params=state.params)
         elif self.ask == "map":
             got = clients.map(self.local, ids, params=state.params).mean(lambda r: 1.0)
         else:
@@ -145,7 +145,7 @@ class Lists(Remembers):
         client.memory.setdefault("rounds", []).append(client.round)
         if client.id == 2 and client.round == 1:
             raise fl.Declined("no")
-        return fl.Message(v=params, weight=1.0)
+        return fl.Message(v=params, share=1.0)
 
 
 @pytest.mark.parametrize("engine", ["sequential", "stacked", "pool"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -230,6 +230,22 @@ def divided(total: Any, weight: float) -> Any:
     if is_row(total):
         return like(total, (divided(v, weight) for v in total))
     return None if total is None else total / weight
+
+
+def check_names(names: Iterable[str], weight: bool = False) -> None:
+    """Refuse fields of replies in whose place a sum says of how many it is, and of what weight.
+
+    Args:
+        weight: a field of that name is what replies are weighted by.
+
+    Raises:
+        MessageError: there is one.
+    """
+    for name in {"count", "weight"}.intersection(names) - ({"weight"} if weight else set()):
+        raise MessageError(
+            f"the replies have a field {name!r}, and their sum says under that name "
+            f"{'of how many it is' if name == 'count' else 'what they weigh'}. Name the field otherwise"
+        )
 
 
 def as_sent(value: Any, kind: Any) -> Any:

@@ -17,7 +17,7 @@ from fedloom.client import Ask, Query
 from fedloom.clients import Clients
 from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Engine, Job, Outcome, Plan
-from fedloom.engines.fold import Fold, Total, as_sent, brief, divided, fold_chunk, tree
+from fedloom.engines.fold import Fold, Total, as_sent, brief, check_names, divided, fold_chunk, tree
 from fedloom.engines.secured import Secured, secured
 from fedloom.engines.threads import for_vectors
 from fedloom.engines.turn import answered
@@ -247,6 +247,7 @@ class Host:
             end = self._settle(outcomes, asked.start)
         if void:
             return Message(count=0, weight=0.0), end
+        check_names(total.values, weight=weight == "weight")
         return self._divided(total, asked.ids, how.mean), end
 
     def _added(self, got: Sequence[Posted], asked: Asked, fold: Fold) -> Total:

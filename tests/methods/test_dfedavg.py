@@ -70,7 +70,8 @@ def test_components_never_hear_of_each_other():
     assert float((two[0]["params"] - two[1]["params"]).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("method", [fl.DFedAvg, fl.DFedSAM, fl.DPSGD, fl.S2S, fl.S2A], ids=lambda m: m.card.id)
 @pytest.mark.parametrize("wrong", [{"topology": "rign"}, {"topology": "components:x"}, {"gossip": 0}])
-def test_wrong_options_are_refused(wrong):
+def test_wrong_options_are_refused(method, wrong):
     with pytest.raises(fl.FedloomError, match=r"topology|gossip"):
-        fl.DFedAvg(**wrong)
+        method(**wrong)

@@ -100,6 +100,13 @@ def test_an_architecture_nobody_brought_is_taught_from_where_it_was():
         assert not torch.equal(taught.state.models[name], plain.state.models[name])
 
 
+def test_one_architecture_is_judged_as_one_model_and_several_each_at_its_own_clients():
+    federation = tiny_federation({"public"})
+    for task, view in ((fl.Classification(model="mlp:8"), "global"), (tiny_task({"families"}), "personal")):
+        got, _ = overheard(DF, task, federation, rounds=1, evaluate_every=1)
+        assert {"global", "personal"} & set(got.rows[-1]) == {view}
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(fl.FedloomError, match="temperature=0"):
         fl.FedDF(temperature=0)

@@ -278,6 +278,43 @@ def test_a_loaded_source_can_be_federated_again():
         federate(digits, limit=10)
 
 
+def sites(folder, **rows):
+    for name, text in rows.items():
+        (folder / f"{name}.csv").write_text(f"age,sex,outcome\n{text}\n")
+
+
+def test_files_of_a_pattern_are_clients_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sites(tmp_path, south="1,f,ill\n2,m,well", north="3,f,ill\n4,m,well\n5,f,ill")
+    federation = federate("*.csv:target=outcome", test=0.0, client_test=0.0)
+    assert federation.names == ("north", "south")
+    assert federation.sizes().tolist() == [3, 2]
+    assert federation.info["columns"] == ["age", "sex=f", "sex=m"]
+    assert load("*.csv:target=outcome,group=sex").group_names == ("f", "m")
+    assert load("*.csv:target=outcome,group=sex").columns == ("age",)
+    assert load("nor*.csv:target=outcome").group_names == ("north",)
+
+
+def test_files_of_a_pattern_that_share_a_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for ward in "ab":
+        (tmp_path / ward).mkdir()
+        sites(tmp_path / ward, patients="1,f,ill\n2,m,well")
+    assert load("*/patients.csv:target=outcome").group_names == ("a/patients.csv", "b/patients.csv")
+
+
+def test_files_of_a_pattern_have_the_same_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sites(tmp_path, north="1,f,ill\n2,m,well")
+    (tmp_path / "south.csv").write_text("age,outcome\n1,ill\n")
+    with pytest.raises(DataError, match=r"north.csv and south.csv .* only one of them has \['sex'\]"):
+        load("*.csv:target=outcome")
+    with pytest.raises(DataError, match=r"no file 'east\*.csv'"):
+        load("east*.csv:target=outcome")
+    with pytest.raises(DataError, match=r"one pattern: '\*.csv'"):
+        load("north.csv,south.csv:target=outcome")
+
+
 def test_a_name_is_registered_once():
     with pytest.raises(ConfigError, match="registered twice"):
         source("digits", "classification", "again")(lambda folder, seed: load("digits"))

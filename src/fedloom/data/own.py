@@ -1,8 +1,11 @@
-"""Tables of one's own as sources: `patients.csv:target=outcome,group=hospital` wherever a data set is named."""
+"""Tables of one's own as sources: `patients.csv:target=outcome,group=hospital` wherever a data set is named, and
+`sites/*.csv:target=outcome` where every client has a file of its own."""
 
 from __future__ import annotations
 
+from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedloom.errors import ConfigError, DataError
 
@@ -10,12 +13,16 @@ from .readers import read_frame
 from .registry import Entry, Folder, Source, choice
 from .tabular import Table, tabular
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 KINDS = (".csv", ".csv.gz", ".parquet")
 
 
 def own_table(path: str) -> Entry | None:
-    """The source that a file is; None where the name is no file's. Several columns to `drop`, or to take as
-    `categorical`, are joined by a plus."""
+    """The source that a file is, or several that a pattern with `*` names; None where the name is no file's. Several
+    columns to `drop`, or to take as `categorical`, are joined by a plus. Of several files each is a client, unless
+    `group` names a column."""
     if not path.lower().endswith(KINDS):
         return None
 
@@ -31,23 +38,59 @@ def own_table(path: str) -> Entry | None:
         categorical: str = "",
     ) -> Source:
         choice("missing", missing, ("error", "mean"))
-        if not Path(path).is_file():
-            raise DataError(f"no file {path!r} in {Path.cwd()}")
-        frame = read_frame(Path(path), "parquet" if path.lower().endswith(".parquet") else "csv")
+        frame, files = _read(path)
         if not target:
-            columns = ", ".join(map(str, frame.columns))
+            columns = ", ".join(str(column) for column in frame.columns if column != files)
             raise ConfigError(
                 f"which column of {path} is to be predicted? {path}:target=COLUMN, and ,group=COLUMN where one names "
-                f"the clients, ,drop=COLUMN+COLUMN what is left out; its columns are {columns}"
+                f"the clients, ,drop=COLUMN+COLUMN what is left out, ,missing=mean where numbers are missing; its "
+                f"columns are {columns}"
             )
+        left_out = [name for name in drop.split("+") if name]
         table = Table(
             target,
-            group or None,
+            group or files,
             task=task or None,
             missing=missing,
-            drop=[name for name in drop.split("+") if name],
+            drop=[*left_out, files] if group and files else left_out,
             categorical=[name for name in categorical.split("+") if name],
         )
-        return tabular(Path(path).name.split(".")[0], frame, table, origin=path, licence="not stated")
+        return tabular(_name(path), frame, table, origin=path, licence="not stated")
 
     return Entry(path, read, "", "a table of one's own", None)
+
+
+def _read(path: str) -> tuple[pd.DataFrame, str | None]:
+    """The rows of the file, or of all files of a pattern; then also the column that says whose file it was.
+
+    Raises:
+        DataError: there is none, one is not readable, or they differ in their columns.
+    """
+    import pandas as pd
+
+    found = sorted(glob(path)) if "*" in path else [path]
+    if not found or not all(Path(file).is_file() for file in found):
+        several = f"; several files, each a client's, are one pattern: '*{Path(path).suffix}'" if "," in path else ""
+        raise DataError(f"no file {path!r} in {Path.cwd()}{several}")
+    kind = "parquet" if path.lower().endswith(".parquet") else "csv"
+    frames = [read_frame(Path(file), kind) for file in found]
+    if "*" not in path:
+        return frames[0], None
+    for file, frame in zip(found, frames):
+        if odd := set(frame.columns) ^ set(frames[0].columns):
+            raise DataError(f"{found[0]} and {file} are not of one kind: only one of them has {sorted(map(str, odd))}")
+    column = "file"
+    while column in frames[0]:
+        column += "_"
+    told = [frame.assign(**{column: who}) for who, frame in zip(_clients(found), frames)]
+    return pd.concat(told, ignore_index=True), column
+
+
+def _clients(files: list[str]) -> list[str]:
+    """What the files are called, by their paths where two have one name."""
+    names = [Path(file).name.split(".")[0] for file in files]
+    return names if len(set(names)) == len(names) else files
+
+
+def _name(path: str) -> str:
+    return Path(path).name.split(".")[0].strip("*-_") or Path(path).resolve().parent.name

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedloom.data.fields import Data
+from fedloom.errors import FedloomWarning
 from fedloom.model import Model
 from fedloom.task import Classification
+from fedloom.training.plain import train_plain
 from fedloom.training.request import Schedule, Trained, Training
 from fedloom.training.solvers import SGD, Adam, Solver
 from fedloom.training.stacked import (
@@ -31,6 +33,7 @@ from fedloom.training.stacked import (
 )
 from fedloom.training.stacked.batches import steps
 from fedloom.training.stacked.lazy import LazyDense
+from fedloom.training.trainer import Trainer, describe
 
 torch.set_num_threads(1)
 SIZES = [9, 8, 5, 1]  # partial batches, unequal numbers of steps, one sample
@@ -575,8 +578,6 @@ def two_streams(model, w, batch, extras):
 @pytest.mark.parametrize("step", [None, sharpness])
 def test_several_streams(step):
     """Each client's samples beside batches of public data, the same table for all."""
-    from fedloom.training.plain import train_plain
-
     requests = cohort(model_of(TwoHeads), sizes=[8, 8, 8], loss=two_streams, step=step)
     public = Data(x=torch.randn(30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     for r in requests:
@@ -658,8 +659,6 @@ def test_only_differs_between_clients(step):
 @pytest.mark.parametrize("sizes", [[8, 8, 4], [9, 7, 6]], ids=["full", "partial"])
 def test_batch_norm(net, rule, step, sizes):
     """Against the sequential path, itself tested elsewhere: statistics are per client and padding never enters them."""
-    from fedloom.training.plain import train_plain
-
     sizes = [s for s in sizes if s % 4 != 1]  # batch norm cannot train on one sample
     requests = cohort(model_of(net, buffers=rule), "image" if net is batch_norm else "vector", sizes, step=step)
     for a, b in zip(train_stacked(requests), train_plain(requests)):
@@ -1073,6 +1072,20 @@ def test_a_loss_that_takes_a_gradient_is_refused_in_words(net, kind, loss):
         train_stacked(cohort(requests[0].model, kind))  # weights that have been trained know where gradients go
 
 
+def test_what_is_told_is_compared_all_the_same():
+    """Networks of one name and size: a choice of one may meet the other."""
+    told = {describe(cohort(model_of(lambda: nn.Linear(6, 3), torch.float32))[0]): "stacked: 3x as fast"}
+    fine, mixing = (cohort(model_of(net, torch.float32)) for net in (lambda: nn.Linear(6, 3), Mixing))
+    for known in (Trainer("auto", told), Trainer("auto")):
+        known.adopt(told)
+        known.train(fine)
+        assert known.choices() == told
+        with pytest.warns(FedloomWarning, match="samples mix"):
+            out = known.train(mixing)
+        for a, b in zip(out, train_plain(mixing)):
+            assert torch.equal(a.vector, b.vector)
+
+
 def test_best_path_says_why():
     path, why = best_path(cohort(model_of(mlp, torch.float32), sizes=[20] * 40))
     assert path in ("stacked", "plain")
@@ -1089,8 +1102,6 @@ def test_chunks_fit_the_cache():
 
 @pytest.mark.parametrize("rule", ["vector", "batch"])
 def test_batch_norm_of_a_single_image(rule):
-    from fedloom.training.plain import train_plain
-
     def net() -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 3)

@@ -24,7 +24,8 @@ class Trainer:
     Args:
         path: "plain" (one by one), "stacked" (as one computation; what cannot be stacked runs alone, aloud), or
             "auto" (measured at first use).
-        chosen: decisions of an earlier run to be repeated, as `choices()` gives them.
+        chosen: decisions of an earlier run to be repeated, as `choices()` gives them. They spare the timing; whether
+            requests can be stacked at all is found out in each process (a forked one knows what its parent found).
     """
 
     def __init__(self, path: str = "auto", chosen: Mapping[str, str] | None = None) -> None:
@@ -87,15 +88,14 @@ class Trainer:
     def _measure(self, requests: Sequence[Training]) -> None:
         from .stacked import best_path, probe
 
-        first, label = requests[0], describe(requests[0])
-        told = self._told.get(label)
-        if told is not None:
-            path, _, reason = told.partition(": ")
-            self._decide(first, path, reason, aloud=False)
-            return
-        reason = probe(requests)
-        if reason is not None:
-            self._decide(first, "plain", reason)
+        first = requests[0]
+        told, _, reason = self._told.get(describe(first), "").partition(": ")
+        if told and told != "stacked":
+            self._decide(first, told, reason, aloud=False)
+        elif (fault := probe(requests)) is not None:  # also where told: kinds that differ may share a label
+            self._decide(first, "plain", fault)
+        elif told:
+            self._decide(first, told, reason, aloud=False)
         elif self.name == "stacked":
             self._decide(first, "stacked", "as asked")
         else:

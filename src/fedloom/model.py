@@ -66,6 +66,7 @@ class Model:
         module = source if isinstance(source, nn.Module) else _built(source, seed)
         self.dtype = dtype
         module = module.to(dtype) if dtype else module
+        _refuse_computed(module)
         self.module = module
         self.buffers = self._buffer_rule(buffers)
         shapes = {n: p.shape for n, p in module.named_parameters() if p.requires_grad}
@@ -346,6 +347,24 @@ def _statistics(module: nn.Module) -> dict[str, Tensor]:
 def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module inside, with its path."""
     return list(cast("Iterable[tuple[str, nn.Module]]", module.named_modules()))
+
+
+def _refuse_computed(module: nn.Module) -> None:
+    """A network is copied for each thread, and torch copies no tensor that autograd has computed.
+
+    Raises:
+        ConfigError: a module keeps one.
+    """
+    for prefix, m in _modules(module):
+        for name, value in m.__dict__.items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                path = f"{prefix}.{name}" if prefix else name
+                raise ConfigError(
+                    f"this network keeps {path!r}, a tensor computed from others that require gradients, and so cannot "
+                    f"be copied. Instead of torch.nn.utils.weight_norm take "
+                    f"torch.nn.utils.parametrizations.weight_norm; what a forward pass keeps is kept detached, "
+                    f"self.{name} = {name}.detach()"
+                )
 
 
 def _built(factory: Factory, seed: int) -> nn.Module:

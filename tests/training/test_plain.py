@@ -631,6 +631,38 @@ def test_long_jobs_cross_gathering_windows():
     assert out.loss == pytest.approx(np.mean(losses), abs=1e-11)
 
 
+class Words(nn.Module):
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.e, self.l = nn.Embedding(6, 4, sparse=sparse), nn.Linear(4, 3)
+        self.double()
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.l(self.e(t).tanh().mean(1))
+
+
+def pulled(model, w, batch, extras):
+    return model.losses(w, batch) + 0.1 * w.square().sum()
+
+
+@pytest.mark.parametrize("solver", [SGD(lr=0.1, momentum=0.9), SGD(lr=0.1, clip=0.01), Adam(lr=0.1)])
+@pytest.mark.parametrize("hooks", [{}, {"step": sam}, {"loss": pulled}], ids=["bare", "sam", "pulled"])
+def test_sparse_gradients_are_gradients(solver, hooks):
+    data = Data(x=torch.tensor([[0, 1], [1, 1], [2, 3], [5, 0], [3, 3], [4, 2], [0, 5]]), y=SAMPLES.y)
+    sparse, dense = (
+        train_one(request(Words(kind), solver=solver, data={"": data}, **hooks)).vector for kind in (True, False)
+    )
+    torch.testing.assert_close(sparse, dense, **TIGHT)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_that_cannot_be_copied_is_refused():
+    with pytest.raises(ConfigError, match=r"keeps '0\.weight'.*parametrizations\.weight_norm"):
+        Model(nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3))), Classification())
+    train_one(request(nn.Sequential(nn.utils.parametrizations.weight_norm(Softmax()))))
+
+
 def test_no_steps():
     r = request(steps=0)
     out = train_one(r)

@@ -91,6 +91,8 @@ def _fused(request: Training, live: Live, moving: Selection, form: Affine, track
         each = losses(batch)
         track.add(each)
         grads = _complete(live.gradients(each, targets), moving)
+        if clip:
+            grads = _dense(grads)
         scale = 1.0
         if clip and live.vector.is_cuda:  # nobody waits for a number
             grads = list(torch._foreach_mul(grads, _shrunk(grads, clip)))
@@ -281,7 +283,7 @@ class Objective:
         return out
 
     def _flat(self, each: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        grads = _complete(self._live.gradients(each, targets), self._moving)
+        grads = _dense(_complete(self._live.gradients(each, targets), self._moving))
         out = torch.zeros_like(self._live.vector)
         if grads:
             torch._foreach_copy_(self._moving.like(out), grads)
@@ -362,8 +364,13 @@ def _complete(grads: Sequence[Tensor | None], moving: Selection) -> list[Tensor]
     if any(g is None for g in grads):
         grads = [torch.zeros_like(p) if g is None else g for p, g in zip(pieces, grads)]
     if direct is not None:
-        grads = torch._foreach_add(list(grads), moving.like(direct))  # type: ignore[arg-type]
+        grads = torch._foreach_add(_dense(grads), moving.like(direct))  # type: ignore[arg-type]
     return list(grads)  # type: ignore[arg-type]
+
+
+def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of `nn.Embedding(sparse=True)` as others are: sums take them as they come, norms and copies do not."""
+    return [g.to_dense() if g.is_sparse else g for g in grads]
 
 
 def _norm(grads: list[Tensor]) -> float:

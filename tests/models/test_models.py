@@ -3,8 +3,10 @@
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedloom import models
 from fedloom.errors import ConfigError
@@ -149,7 +151,11 @@ def test_a_spec_and_keywords_say_the_same():
         ("cnn:depth=2,depth=3", (1, 8, 8), "given twice"),
         ("cnn:0.5,0.25", (1, 8, 8), "takes a number, not '0.5,0.25'"),
         ("char-gru:last=yes", (12,), "takes true or false"),
-        ("softmax:3", (4,), "unknown option"),
+        ("softmax:3", (4,), "unknown option of the model softmax: '3'"),
+        ("cnn:width=inf", (1, 8, 8), "width must be above 0 and finite"),
+        ("speech-transformer", (2, 6, 20), "reads one channel"),
+        ("softmax", (2.5,), "shape of one sample"),
+        ("softmax", 4, "shape of one sample"),
         ("resnet8:norm=layer", (1, 8, 8), "group"),
         ("cnn", (64,), "(channels, height, width)"),
         ("cnn:depth=4", (1, 8, 8), "too small"),
@@ -163,7 +169,30 @@ def test_impossible_specs_are_refused(spec, shape, says):
         models.build(spec, shape, CLASSES)
 
 
-@pytest.mark.parametrize("classes", [0, -1, 2.0])
+@pytest.mark.parametrize(
+    ("spec", "options", "says"),
+    [
+        ("mlp", {"hidden": 32}, "'hidden' of model 'mlp' takes whole numbers such as 64x64, not 32"),
+        ("mlp", {"hidden": (32.0,)}, "takes whole numbers"),
+        ("mlp", {"width": "2"}, "takes a number, not '2'"),
+        ("mlp", {"dim": 2.5}, "takes a whole number, not 2.5"),
+        ("cnn", {"depth": True}, "takes a whole number, not True"),
+        ("char-gru", {"last": 1}, "takes true or false, not 1"),
+        ("resnet8", {"norm": None}, "takes one value, not None"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_as_in_a_spec(spec, options, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        models.build(spec, (1, 8, 8), CLASSES, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    shape = tuple(np.array([1, 8, 8]))
+    net = models.build("mlp", shape, np.int64(3), hidden=[np.int64(4)], width=np.float32(0.5), dim=None)
+    assert [(m.in_features, m.out_features) for m in net.modules() if isinstance(m, nn.Linear)] == [(64, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.0, True])
 def test_impossible_classes_are_refused(classes):
     with pytest.raises(ConfigError, match="classes"):
         models.build("softmax", (4,), classes)

@@ -61,9 +61,9 @@ def scaled(channels: int, width: float) -> int:
 
 
 def positive(name: str, value: N) -> N:
-    """`value` when it is above zero; ConfigError otherwise."""
-    if not value > 0:
-        raise ConfigError(f"{name} must be above 0, not {value!r}")
+    """`value` when it is above zero and finite; ConfigError otherwise."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be above 0 and finite, not {value!r}")
     return value
 
 

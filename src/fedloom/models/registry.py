@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -89,15 +90,18 @@ def build(
     Raises ConfigError for an unknown name or option, a value of the wrong kind, a shape it cannot take.
     """
     name, given = parse(spec)
-    if not isinstance(classes, int) or classes < 1:
+    if not _whole(classes) or classes < 1:
         raise ConfigError(f"classes must be a whole number of at least 1, not {classes!r}")
-    if not input_shape or any(int(n) < 1 for n in input_shape):
+    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    if not sizes or not all(_whole(n) and n >= 1 for n in sizes):
         raise ConfigError(f"input_shape must be the shape of one sample, such as (1, 28, 28), not {input_shape!r}")
     entry = describe(name)
-    for key in options:
+    for key, value in options.items():
         _check_option(entry, key)
+        if not _fits(entry.options[key], value):
+            raise _refusal(entry, key, value)
     with seeded(seed):
-        return entry.builder(tuple(int(n) for n in input_shape), classes, **(given | options))
+        return entry.builder(tuple(int(n) for n in sizes), int(classes), **(given | options))
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
@@ -108,7 +112,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            key, value = next(iter(entry.options), ""), key
+            key, value = next(iter(entry.options), key), key
         elif key in texts:
             raise ConfigError(f"option {key!r} is given twice in {spec!r}")
         _check_option(entry, key)
@@ -139,8 +143,28 @@ def _typed(entry: Entry, key: str, texts: list[str]) -> Any:
         (text,) = texts
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        wanted, given = _TAKES.get(kind, "one value"), ",".join(texts)
-        raise ConfigError(f"option {key!r} of model {entry.name!r} takes {wanted}, not {given!r}") from None
+        raise _refusal(entry, key, ",".join(texts)) from None
+
+
+def _fits(default: Any, value: Any) -> bool:
+    """Whether a value is of the kind this default shows."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list) and all(_whole(number) for number in value)
+    if default is None:
+        return value is None or _whole(value)
+    if isinstance(default, bool | str):
+        return isinstance(value, type(default))
+    return _whole(value) or (isinstance(default, float) and isinstance(value, Real) and not isinstance(value, bool))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _refusal(entry: Entry, key: str, given: Any) -> ConfigError:
+    default = entry.options[key]
+    wanted = _TAKES.get(int if default is None else type(default), "one value")
+    return ConfigError(f"option {key!r} of model {entry.name!r} takes {wanted}, not {given!r}")
 
 
 @contextmanager

@@ -51,7 +51,9 @@ def speech_transformer(
             f"depth is a multiple of blocks, and width of heads; given depth={depth}, blocks={blocks}, width={width}, "
             f"heads={heads}"
         )
-    _, bands, frames = input_shape
+    channels, bands, frames = input_shape
+    if channels != 1:
+        raise ConfigError(f"model 'speech-transformer' reads one channel, (1, bands, frames), not {input_shape}")
     layers = [Encoder(width, heads) for _ in range(depth)]
     per = depth // blocks
     first = nn.Sequential(Frames(bands, frames, width), *layers[:per])

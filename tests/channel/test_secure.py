@@ -28,7 +28,7 @@ from fedloom.channel.secure.protocol import PHASES, Circle, Gone, Keys, NoSum, P
 from fedloom.channel.secure.ring import NUMBER, Form, Masked, read, vector_of
 from fedloom.channel.secure.shamir import combine, split
 from fedloom.channel.stage import Sender
-from fedloom.engines.fold import Fold
+from fedloom.engines.fold import Fold, as_sent, divided
 from fedloom.engines.secured import plainly, secured
 from fedloom.errors import ConfigError, MessageError, NotSupported
 from fedloom.keyed import generator
@@ -374,6 +374,30 @@ def test_replies_unlike_most_others_are_left_out():
     done = secured(stage, Fold(1.0), [(1, odd, 1), *entries(stage, 6)[1:]], range(1, 7))
     assert done.left_out == {1: "its fields differ from most others'"}
     assert done.total.jobs == [2, 3, 4, 5, 6]
+
+
+def test_fields_in_another_order_are_the_same_fields():
+    stage = Secure()
+    one, other = Message(a=1.0, t={"x": 4.0, "y": torch.ones(2)}), Message(t={"y": torch.ones(2), "x": 2.0}, a=2.0)
+    done = secured(stage, Fold(1.0), [(0, on_grid(stage, one), 1), (1, on_grid(stage, other), 1)], [0, 1])
+    assert done.left_out == {}
+    assert (done.total.values["a"], done.total.values["t"]["x"]) == (3.0, 6.0)
+    assert done.total.values["t"]["y"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_16_bits_are_divided_in_32(dtype):
+    """A bfloat16 holds no whole number between 256 and 258, and a float16 none beyond 65504."""
+    stage, some = Secure(), At(torch.tensor([1]), torch.tensor([10.0], dtype=dtype), 2)
+    reply = Message(v=torch.full((2,), 10.0, dtype=dtype), t=[{"w": torch.ones(1, dtype=dtype)}], at=some)
+    total = secured(stage, Fold(), [(k, on_grid(stage, reply), 2001) for k in range(5)], list(range(5))).total
+    means = as_sent(divided(total.values, total.weight), total.structure)
+    assert (means["v"].dtype, means["v"].tolist()) == (dtype, [10.0, 10.0])
+    assert (means["t"][0]["w"].dtype, means["t"][0]["w"].tolist()) == (dtype, [1.0])
+    assert (means["at"].held.tolist(), means["at"].over(torch.ones(2, dtype=dtype)).tolist()) == (
+        [0.0, 10005.0],
+        [1.0, 10.0],
+    )
 
 
 def test_a_weight_that_might_not_fit_is_left_out():

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fedloom.channel.secure import Secure
-from fedloom.channel.secure.ring import Form, Vector, commonest, read, vector_of
+from fedloom.channel.secure.ring import Form, Vector, commonest, read, sent, vector_of
 from fedloom.errors import MessageError
 from fedloom.message import Message, leaves
 from fedloom.training.request import Trained, Training
 
 from .base import Engine, Job, Outcome
-from .fold import Fold, Total, structure
+from .fold import Fold, Total
 
 Entry = tuple[int, Message, int]
 """A reply to be added up: the number of its job, the message on the grid, the client's samples."""
@@ -71,7 +71,7 @@ def total_of(
 ) -> Total:
     """A sum of words as what the engine would have added up, on the device it would have done so."""
     values, weight = read(form, total, stage.step, stage.ring, stage.unit(fold), device)
-    return Total(values, weight, jobs, structure(values))
+    return Total(values, weight, jobs, sent(form.spec))
 
 
 def _vectors(

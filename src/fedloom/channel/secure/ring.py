@@ -85,7 +85,7 @@ def snapped_number(value: float) -> float:
 
 @dataclass(frozen=True)
 class Form:
-    """Names, types and shapes of a message's fields, as JSON text; messages of equal forms can be added."""
+    """Names, types and shapes of a message's fields, by name, as JSON text; messages of equal forms can be added."""
 
     text: str
 
@@ -132,7 +132,7 @@ def _spec(value: Value) -> Any:
     if value is None:
         return ["none"]
     if is_mapping(value):
-        return ["dict", [[k, _spec(v)] for k, v in value.items()]]
+        return ["dict", [[k, _spec(v)] for k, v in _in_order(value)]]
     if is_row(value):
         return ["tuple" if isinstance(value, tuple) else "list", [_spec(v) for v in value]]
     raise MessageError(f"a sum adds tensors, numbers and At; given {type(value).__name__}")
@@ -203,6 +203,15 @@ def vector_of(message: Message, weight: int, step: float) -> Vector:
     return np.concatenate([entries.view(np.uint64), tail])
 
 
+def sent(spec: Any) -> object:
+    """The structure of the messages of a form, as far as their sum must know it: see `engines.fold.as_sent`."""
+    if spec[0] == "dict":
+        return frozenset((k, sent(inner)) for k, inner in spec[1])
+    if spec[0] in ("list", "tuple"):
+        return (spec[0], *map(sent, spec[1]))
+    return ("tensor", tuple(spec[2]), f"torch.{spec[1]}") if spec[0] == "tensor" else spec[0]
+
+
 def read(
     form: Form, total: Vector, step: float, ring: int, unit: float, device: torch.device | None = None
 ) -> tuple[dict[str, Any], float]:
@@ -210,7 +219,7 @@ def read(
 
     Args:
         unit: what a weight of 1 stands for.
-        device: of the values, default the CPU.
+        device: of the values, default the CPU; what was sent in 16 bits has 32 here.
     """
     left = np.uint64(64 - ring)
     entries = torch.from_numpy((total[: form.entries] << left).view(np.int64) >> np.int64(left)).to(device)
@@ -236,7 +245,7 @@ def read(
             return (high * 2**_HALF + low) / 2**_FRACTION * unit
         dtype = getattr(torch, spec[1 if spec[0] == "tensor" else 3])
         floats = dtype.is_floating_point
-        kind = dtype if floats else torch.float64
+        kind = torch.promote_types(dtype, torch.float32) if floats else torch.float64  # as in plain sums
         values = (take(spec[2]) * (step * unit if floats else unit)).to(kind)
         return values if spec[0] == "tensor" else Covered(values, (take([spec[1]]) * unit).to(kind))
 
@@ -245,13 +254,18 @@ def read(
 
 def _leaves(value: Value) -> Iterator[Value]:
     if is_mapping(value):
-        for v in value.values():
+        for _, v in _in_order(value):
             yield from _leaves(v)
     elif is_row(value):
         for v in value:
             yield from _leaves(v)
     else:
         yield value
+
+
+def _in_order(values: Mapping[Any, Value]) -> list[tuple[Any, Value]]:
+    """By name: fields that were named in another order are the same fields."""
+    return sorted(values.items(), key=lambda item: str(item[0]))
 
 
 def _whole(values: Tensor, step: float) -> np.ndarray:

@@ -98,6 +98,14 @@ def test_tuning_sees_no_test_data():
         assert len(seen.val) == 0
 
 
+def test_tuning_sees_no_test_data_on_another_device():
+    blind = claims.without_test(setting(0, False).federation)
+    moved = blind.to("cpu", torch.float64)
+    for i in blind.ids:
+        assert torch.equal(moved.local(i).test.x, blind.local(i).test.x.double())
+        assert len(moved.local(i).val) == 0
+
+
 def test_tuning_needs_validation_samples():
     federation = fl.Federation.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, clients=2)
     with pytest.raises(fl.FedloomError, match="val="):
@@ -228,6 +236,41 @@ def test_a_claim_is_outdated_when_its_method_has_changed(monkeypatch, tmp_path):
     assert {"scaffold.py", "fedavg.py"} <= names
     monkeypatch.setattr(claims.files, "_git", lambda *words: "")
     assert claims.outdated("scaffold") == ""
+
+
+def test_a_claim_is_outdated_when_settings_it_shares_have_changed(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(claims.files, "_git", lambda *words: asked.extend(words) or "")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "shared.json").write_text('{"commit": "c", "arms": {"a": {"method": "fedavg"}}}')
+    (tmp_path / "shared.py").write_text("from __future__ import annotations\n\nfrom _presence import setting\n")
+    (tmp_path / "_presence.py").write_text("import _images\n")
+    (tmp_path / "_images.py").write_text("import _presence\n")
+    (tmp_path / "_other.py").write_text("")
+    monkeypatch.setattr(claims.files, "folder", lambda: tmp_path)
+    claims.outdated("shared")
+    names = [word.rpartition("/")[2] for word in asked]
+    assert [n for n in names if n in ("shared.py", "_presence.py", "_images.py", "_other.py")] == [
+        "shared.py",
+        "_presence.py",
+        "_images.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "dirty"),
+    [
+        (" M benchmarks/claims/results/fedavg.json", False),
+        ("?? benchmarks/claims/curves/fedavg.svg", False),
+        (" M benchmarks/claims/optimisation.md", False),
+        (" M benchmarks/claims/fedavg.py", True),
+        (" M benchmarks/claims/_settings.py", True),
+        (" M src/fedloom/vector.py", True),
+    ],
+)
+def test_a_result_says_whether_its_claim_was_committed(monkeypatch, line, dirty):
+    monkeypatch.setattr(claims.files, "_git", lambda *words: line if words[0] == "status" else "abc")
+    assert claims.files.commit() == {"commit": "abc", "dirty": dirty}
 
 
 def test_mistakes_are_named():

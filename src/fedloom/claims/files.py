@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,8 @@ def results() -> dict[str, dict[str, Any]]:
 def outdated(name: str) -> str:
     """Why a claim is to be run: it has no result, or what was changed since the commit of its result; "" where neither.
 
-    Looked at are the claim and the files of its arms' methods, with those of the family that they build on.
+    Looked at are the claim, the settings it shares with others, and the files of its arms' methods, with those of the
+    family that they build on.
     """
     path = folder() / "results" / f"{name}.json"
     if not path.exists():
@@ -78,18 +80,30 @@ def outdated(name: str) -> str:
     arms = {arm["method"] for arm in result["arms"].values()}
     code = {cls.__module__ for id in arms if id in catalogue() for cls in catalogue()[id].__mro__}
     files = [sys.modules[module].__file__ for module in code if module.startswith("fedloom.methods.")]
+    files += _with_settings(available()[name])
     try:
-        changed = _git("diff", "--name-only", str(result["commit"]), "--", str(available()[name]), *map(str, files))
+        changed = _git("diff", "--name-only", str(result["commit"]), "--", *map(str, files))
     except (OSError, subprocess.CalledProcessError):
         return "nobody knows what has changed since it was run"
     listed = ", ".join(sorted(Path(line).name for line in changed.splitlines()))
     return f"changed since: {listed}" if listed else ""
 
 
+def _with_settings(claim: Path) -> list[Path]:
+    """The file of a claim, and those beside it that it imports, or that these import."""
+    found = [claim]
+    for file in found:  # it grows
+        shared = re.findall(r"^(?:from|import) (_\w+)", file.read_text(), re.MULTILINE)
+        there = [path for name in shared if (path := file.with_name(f"{name}.py")).exists()]
+        found += [path for path in dict.fromkeys(there) if path not in found]
+    return found
+
+
 def commit() -> dict[str, Any]:
-    """Commit of the checkout, and whether anything but claims' own results differs from it."""
+    """Commit of the checkout, and whether anything but what claims write differs from it."""
+    written = re.compile(r"benchmarks/claims/(results/|curves/|\w+\.md$)")
     try:
-        changed = [line for line in _git("status", "--porcelain").splitlines() if "benchmarks/claims/" not in line]
+        changed = [line for line in _git("status", "--porcelain").splitlines() if not written.search(line)]
         return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}

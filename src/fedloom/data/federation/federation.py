@@ -145,7 +145,7 @@ class Federation:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
         """The same federation with its tensors on another device, and its floating fields of another type."""
         shared = {k: d and d.to(device, dtype) for k, d in vars(self).items() if k in ("test", "public", "validation")}
-        moved = Federation.__new__(Federation)
+        moved = Federation.__new__(type(self))
         moved.__dict__.update({**vars(self), **shared, "population": self.population.to(device, dtype)})
         if dtype is not None:
             moved.__dict__.pop("sha256", None)

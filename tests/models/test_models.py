@@ -10,6 +10,8 @@ from torch import nn
 
 from fedloom import models
 from fedloom.errors import ConfigError
+from fedloom.models.images import Residual
+from fedloom.models.text import Block
 
 IMAGES = ("softmax", "mlp:64,64", "res-mlp:16", "2nn", "cnn", "leaf-cnn:64", "cnn-bn", "resnet8", "resnet8:norm=batch")
 SAMPLES = {
@@ -44,6 +46,10 @@ def size(spec: str, shape: tuple[int, ...], classes: int) -> int:
         ("leaf-cnn", (1, 28, 28), 10, 1_663_370),  # McMahan et al., section 3
         ("leaf-cnn:2048", (1, 28, 28), 62, 6_603_710),  # LEAF, FEMNIST
         ("char-lstm", (80,), 80, 819_920),  # LEAF, Shakespeare
+        ("resnet8", (3, 32, 32), 10, 464 + 4_672 + 14_528 + 57_728 + 650),  # stem, three blocks, head
+        ("resnet8:batch", (3, 32, 32), 10, 464 + 4_672 + 14_528 + 57_728 + 650),
+        ("resnet8:none", (3, 32, 32), 10, 448 + 4_640 + 14_432 + 57_440 + 650),  # biases for scales and shifts
+        ("har-cnn", (9, 16), 6, 1_472 + 10_304 + 390),  # the shortest window
     ],
 )
 def test_number_of_parameters(spec, shape, classes, parameters):
@@ -112,6 +118,37 @@ def test_image_networks_adapt_to_the_input(spec, shape):
     assert models.build(spec, shape, 10)(batch(shape)).shape == (5, 10)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_transformer_block_is_that_of_torch(causal):
+    torch.manual_seed(0)
+    block = Block(8, 2, causal)
+    theirs = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True)
+    for ours, name in (
+        (block.norm1, "norm1"),
+        (block.norm2, "norm2"),
+        (block.attention.out, "self_attn.out_proj"),
+        (block.mlp[0], "linear1"),
+        (block.mlp[2], "linear2"),
+    ):
+        theirs.get_submodule(name).load_state_dict(ours.state_dict())
+    qkv = {f"in_proj_{name}": p for name, p in block.attention.qkv.named_parameters()}
+    theirs.self_attn.load_state_dict(qkv, strict=False)
+    ahead = nn.Transformer.generate_square_subsequent_mask(5) if causal else None
+    x = torch.randn(3, 5, 8)
+    torch.testing.assert_close(block(x), theirs(x, src_mask=ahead))
+
+
+@pytest.mark.parametrize(("inputs", "stride"), [(4, 1), (4, 2), (3, 1)])
+def test_a_residual_block_adds_its_input_itself_where_shapes_allow(inputs, stride):
+    torch.manual_seed(0)
+    block, x = Residual(inputs, 4, stride, "none"), torch.randn(2, inputs, 6, 6)
+    inner = block.conv2(block.conv1(x).clamp(min=0))
+    same = inputs == 4 and stride == 1
+    beside = x if same else nn.functional.conv2d(x, block.shortcut[0].weight, stride=stride)
+    assert same == (not list(block.shortcut.parameters()))
+    torch.testing.assert_close(block(x), (inner + beside).clamp(min=0))
+
+
 def test_width_and_depth_change_the_layers():
     half = models.build("cnn:width=0.5,depth=3", (1, 16, 16), 10)
     channels = [layer.out_channels for layer in half.modules() if isinstance(layer, torch.nn.Conv2d)]
@@ -158,6 +195,8 @@ def test_a_spec_and_keywords_say_the_same():
         ("softmax", 4, "shape of one sample"),
         ("resnet8:norm=layer", (1, 8, 8), "group"),
         ("cnn", (64,), "(channels, height, width)"),
+        ("leaf-cnn", (64,), "(channels, height, width)"),
+        ("char-gru", (12, 4), "(tokens)"),
         ("cnn:depth=4", (1, 8, 8), "too small"),
         ("har-cnn", (9, 8), "at least 16"),
         ("char-transformer:30", (12,), "multiple of heads"),

@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sites_http import Summed, summed
 
-from fedloom.deploy import Authority, MemoryLost, Policy, Refused, Serving, Store, Terms, certs
+from fedloom.deploy import Authority, MemoryLost, Policy, Refused, Serving, Store, Terms, certs, join
 from fedloom.deploy.agreement import Agreement, Offer
+from fedloom.deploy.alone import alone
 from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.certs import server_context
 from fedloom.deploy.link import Link, Turned
@@ -679,3 +680,21 @@ def test_noise_is_not_keyed_by_the_seed_that_sites_know():
 
     assert torch.equal(total("one"), total("one"))
     assert not torch.equal(total("one"), total("two"))
+
+
+def test_a_folder_is_worked_in_by_one_process(desk, tmp_path):
+    made = Setting("fedavg", sites=("a", "b"), tls=False).made()
+    with pytest.raises(ConfigError, match=r"server is in use: .*Stop that one.*another folder, --out"):
+        Serving(made, tmp_path / "server")
+    with alone(tmp_path / "a"), pytest.raises(ConfigError, match="a is in use"):
+        join(desk.serving.url, desk.setting.of("a"), "a", out=tmp_path / "a", approve=lambda _: False)
+    with pytest.raises(Refused, match="not approved"):
+        join(desk.serving.url, desk.setting.of("a"), "a", out=tmp_path / "a", approve=lambda _: False)
+
+
+def test_what_could_not_begin_lets_go_of_its_folder(tmp_path):
+    made = Setting("fedavg", sites=("a",), tls=False).made()
+    with pytest.raises(ConfigError) as failed:
+        Serving(made, tmp_path, listen="nowhere")
+    Serving(made, tmp_path).close()
+    assert "in use" not in str(failed.value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from fedloom.runs.describe import COUNTS
 from fedloom.written import pieces
 
 from .agreement import Agreement, Offer, Policy, Refused, Terms, declaration, differing, read_deployment
+from .alone import alone
 from .app import Service
 from .arrivals import Arrivals, Sites
 from .blobs import Blobs
@@ -74,7 +77,7 @@ class Serving:
         observers: called with each event of the run, a dict.
 
     Raises:
-        ConfigError: the folder holds another federation, or something cannot be.
+        ConfigError: the folder holds another federation, or is in use; or something cannot be.
     """
 
     def __init__(
@@ -92,25 +95,35 @@ class Serving:
         made, terms = recipe if isinstance(recipe, tuple) else read_deployment(Path(recipe))
         self.out, self.observers = Path(out), observers
         self.test, self.public, self.validation = (read_samples(d, terms.table) for d in (test, public, validation))
-        self.journal, self.blobs = Journal(self.out / "journal.db"), Blobs(self.out / "blobs")
-        self.blobs.tidy()
+        with ExitStack() as held:
+            held.enter_context(alone(self.out))
+            self.journal = held.enter_context(closing(Journal(self.out / "journal.db")))
+            self.blobs = Blobs(self.out / "blobs")
+            self.blobs.tidy()
+            self.offer = self._offered(made, terms)
+            place = None if certs is None else Path(certs)
+            self.service = Service(self.offer, gate_of(place), self.journal, self.blobs)
+            self.listener = Listener(self.service.app(), listen, place)
+            self._held = held.pop_all()
+        self.url, self._closed, self._wall = self.listener.url, False, 0.0
+        self._closing = threading.Lock()  # `run` closes when it ends, and others may
+        say("listening", url=self.url, sites=len(terms.names), certificates=certs is not None)
+
+    def _offered(self, made: Recipe, terms: Terms) -> Offer:
+        """What this folder's federation is offered, today as on its first day."""
         public_name = "" if self.public is None else self.blobs.put(*pieces(dict(self.public.items())))
-        self.offer = Offer.of(made.replace(engine="sequential"), terms, public_name)
+        offer = Offer.of(made.replace(engine="sequential"), terms, public_name)
         if self.journal.fact("offer") is None and checkpoint.found(self.out / "checkpoints"):
             raise CheckpointError(
                 f"{self.out} holds rounds of a run, but nothing in its journal: {self.journal.path} was lost, or put "
                 f"back from before it began. Put the newest copy back, or begin anew with another --out"
             )
-        stands = self.journal.decide("offer", self.offer.content())
-        if stands != self.offer.content():
+        stands = self.journal.decide("offer", offer.content())
+        if stands != offer.content():
             raise ConfigError(
-                f"{self.out} holds another federation ({differing(stands, self.offer.content())}); choose another --out"
+                f"{self.out} holds another federation ({differing(stands, offer.content())}); choose another --out"
             )
-        place = None if certs is None else Path(certs)
-        self.service = Service(self.offer, gate_of(place), self.journal, self.blobs)
-        self.listener = Listener(self.service.app(), listen, place)
-        self.url, self._closed, self._wall = self.listener.url, False, 0.0
-        say("listening", url=self.url, sites=len(terms.names), certificates=certs is not None)
+        return offer
 
     def run(self) -> Run:
         """Wait for the sites, run to the end, tell them."""
@@ -134,7 +147,8 @@ class Serving:
             self.service.coordinator.stop()
         self.service.leave()
         self.listener.close()
-        self.journal.close()
+        with self._closing:
+            self._held.close()
 
     def _prepared(self) -> Run:
         assert self.service.agreement is not None
@@ -289,6 +303,7 @@ def join(
 
     Raises:
         Refused: by this site's policy or operator, or because the two sides would not do the same.
+        ConfigError: something cannot be, or its folder is in use.
         MemoryLost, Turned, Unreachable: see there.
     """
     place = None if certs is None else Path(certs)
@@ -296,8 +311,8 @@ def join(
     if not site:
         raise ConfigError("which site is this? join(url, data, site='cleveland', ...)")
     rules = policy if isinstance(policy, Policy) else Policy.read(None if policy is None else Path(policy))
-    link, store = Link(url, site, place, patience, wait), Store(Path(out or Path("sites") / site))
-    try:
+    folder = Path(out or Path("sites") / site)
+    with closing(Link(url, site, place, patience, wait)) as link, alone(folder), closing(Store(folder)) as store:
         store.tidy()
         given = link.offer()
         offer = Offer.read(given)
@@ -321,9 +336,6 @@ def join(
         plan = _plan(agreement, held, site, link, store)
         partner = _partner(plan, agreement, store, site, rules, place)
         return Site(plan, link, store, int(offer.terms.piece * 1e6), partner).work()
-    finally:
-        link.close()
-        store.close()
 
 
 def holdings(data: Any, offer: Offer, site: str) -> Federation:

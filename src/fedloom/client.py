@@ -129,12 +129,19 @@ class Memory(MutableMapping[str, Any]):
 _GONE = object()
 
 
+def handed(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A payload as one program is called with it: the tensors that all are sent, in lists and dicts of its own."""
+    return {name: value if isinstance(value, Tensor) else _own(value) for name, value in payload.items()}
+
+
 def _own(value: Any) -> Any:
-    """The same in lists and dicts of its own."""
+    """The same in lists, dicts and sets of its own."""
     if is_dict(value):
         return {k: _own(v) for k, v in value.items()}
     if is_row(value):
-        return like(value, map(_own, value))
+        parts = list(map(_own, value))
+        shared = isinstance(value, tuple) and all(a is b for a, b in zip(parts, value))
+        return value if shared else like(value, parts)
     return value.copy() if is_set(value) else value
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fedloom as fl
-from fedloom.client import Book, Memory
+from fedloom.client import Book, Memory, handed
 from fedloom.methods.optimisation.fedavg import FedAvgState
 from fedloom.testing import Trial, difference
 
@@ -186,6 +186,46 @@ def test_every_engine_agrees(engine, end):
     assert difference(a.memories, b.memories) == ""
     assert difference(a.params, b.params) == ""
     assert [r["excluded"] for r in a.rows] == [r["excluded"] for r in b.rows]
+
+
+@dataclass(frozen=True)
+class Counting(Remembers):
+    """Clients change the lists, dicts and sets they are sent, and ask their peers to."""
+
+    card = replace(Remembers.card, needs=frozenset({"peers", "replies", "memory"}))
+
+    async def local(self, client, params, plan):
+        heard = await client.ask(self.grows, of=[0, 1], plan=plan)
+        return fl.Message(own=(await self.grows(client, plan)).own, theirs=heard.own)
+
+    async def grows(self, client, plan):
+        plan["steps"].append(client.id)
+        plan["of"]["seen"].add(client.id)
+        plan["last"] = client.id
+        return fl.Message(own=[len(plan["steps"]), len(plan["of"]["seen"]), len(plan)])
+
+    def round(self, state, clients):
+        plan = {"steps": [1], "of": {"seen": {7}}, "params": state.params}
+        got = clients.map(self.local, [0, 2, 4], params=state.params, plan=plan)
+        assert got.own == [[2, 2, 4]] * 3
+        assert got.theirs == [[[2, 2, 4]] * 2] * 3
+        assert plan == {"steps": [1], "of": {"seen": {7}}, "params": state.params}
+        return state
+
+
+@pytest.mark.parametrize("engine", ["sequential", "pool", "debug"])
+@pytest.mark.parametrize("world", [fl.World(), fl.World(deadline=1000.0)])
+def test_lists_and_dicts_that_many_are_sent_are_each_one_s_own(engine, world):
+    Trial(Counting).run(method=Counting(), rounds=1, engine=engine, workers=2, world=world)
+
+
+def test_tensors_that_many_are_sent_are_one():
+    t = torch.ones(2)
+    sent = fl.Message(v=t, row=(t, 1), inner=[t])
+    one, other = handed(sent), handed(sent)
+    assert one["v"] is other["v"] is one["inner"][0] is other["inner"][0] is t
+    assert one["row"] is sent.row
+    assert one["inner"] is not other["inner"]
 
 
 @dataclass(frozen=True)

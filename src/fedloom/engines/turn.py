@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedloom.channel.stage import Sender
-from fedloom.client import Ask, Client, Query, Unanswered, settled, suspend
+from fedloom.client import Ask, Client, Query, Unanswered, handed, settled, suspend
 from fedloom.errors import ClientFailure, Declined, FedloomError
 from fedloom.message import Message, nbytes, opened
 from fedloom.training.chance import repeatable
@@ -37,7 +37,7 @@ class Turn:
         self.client = Client(plan, job.id, job.key, job.memory, job.began)
         honest = plan.enclosed(job.program) if job.program else _given
         behaviour = None if job.judge else plan.behave.get(job.id)
-        payload = job.payload
+        payload = handed(job.payload)
         self.client.given = (*payload.values(), *job.memory.values())
         try:
             if job.judge:
@@ -194,7 +194,7 @@ async def _given(client: Client, answer: Any) -> Any:
     return answer
 
 
-async def _judged(client: Client, program: Any, split: str, payload: Message) -> Message:
+async def _judged(client: Client, program: Any, split: str, payload: Mapping[str, Any]) -> Message:
     """A program's answer, judged on one split of the client's data: sums, by metric."""
     answer = await program(client, **payload)
     data = getattr(client.data, split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedloom.client import Ask, Client, Unanswered
+from fedloom.client import Ask, Client, Unanswered, handed
 from fedloom.errors import NotSupported
 from fedloom.message import Message, opened
 from fedloom.replies import Replies, Reply
@@ -45,7 +45,7 @@ def _answer(host: Host, question: Ask, id: int) -> Any:
 
 def returned(host: Host, program: Callable[..., Any], id: int, key: tuple[Any, ...], message: Mapping[str, Any]) -> Any:
     """What a program returns at a client, over what it has committed; what it writes is dropped."""
-    work = program(Client(host.plan, id, key, dict(host.memory_of(id)), host.now), **message)
+    work = program(Client(host.plan, id, key, dict(host.memory_of(id)), host.now), **handed(message))
     try:
         request = work.send(None)
         while True:

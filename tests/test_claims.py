@@ -47,6 +47,8 @@ def make(**changes):
         ([40, 45, 47], [10, 11, 12], Beats("a", "b", ratio=0.5), True, "not reproduced"),
         ([0.9], [0.8], Beats("a", "b"), False, "mixed"),
         ([math.nan, 0.9], [0.8, 0.8], Beats("a", "b"), False, "not reproduced"),
+        ([math.inf, 1.0], [2.0, 2.0], Beats("a", "b", ratio=0.5), True, "not reproduced"),
+        ([1.0, 1.0], [0.0, 2.0], Beats("a", "b", ratio=0.5), True, "not reproduced"),
     ],
 )
 def test_rule(ours, theirs, rule, lower, verdict):
@@ -124,6 +126,12 @@ def test_run_tunes_judges_and_writes_nothing(monkeypatch, tmp_path):
     assert result.content["comparisons"][0]["effects"] == [b - a for a, b in zip(many["figures"], few["figures"])]
     assert result.verdict in ("reproduced", "mixed", "not reproduced")
     assert {"commit", "dirty", "versions", "wall_seconds", "seeds", "rules"} <= set(result.content)
+
+
+def test_a_seed_that_ran_away_is_judged_too():
+    result = claims.run(make(measure=Final("no.such"), rule=Beats("few", "many"), seeds=2, grid={}))
+    assert result.verdict == "not reproduced"
+    assert all(math.isnan(arm["mean"]) and math.isnan(arm["std"]) for arm in result.content["arms"].values())
 
 
 def test_quick_gives_no_verdict():

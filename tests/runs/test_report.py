@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,24 @@ def test_a_line_is_the_mean_of_seeds_within_its_band():
     assert line.x == (2.0, 4.0)
     assert tuple(line.y) == pytest.approx((0.3, 0.6))
     assert band.y == (0.4, 0.8, 0.4, 0.2)
+
+
+def test_a_seed_that_ran_away_is_shown():
+    away = record("a", [math.nan], 1)
+    final = Group("a", [record("a", [0.5], 0), away]).final()
+    assert math.isnan(final["global.accuracy"].mean)
+    assert math.isnan(final["global.accuracy"].std or 0.0)
+    assert final["bytes_up"] == (100, 0)
+    assert "nan" in render([Group("a", [record("a", [0.5], 0), away]), Group("b", [record("b", [0.4])])])
+
+
+def test_runs_that_are_not_equally_long_say_so():
+    killed = Group("a", [record("a", [0.2, 0.4, 0.5], 0), record("a", [0.4], 1)])
+    whole = Group("b", [record("b", [0.2, 0.4, 0.5], 0), record("b", [0.3, 0.4, 0.5], 1)])
+    said = "Not all runs are equally long, and each counts as it ended: a after 3, 1; b after 3 rounds."
+    assert said in render([killed, whole])
+    assert "equally long" not in render([whole])
+    assert "equally long" not in render([whole, Group("c", [record("c", [0.1, 0.1, 0.2])])])
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_group():

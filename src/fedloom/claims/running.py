@@ -26,7 +26,7 @@ from fedloom.runs.options import configure, written
 from .claim import Arm, Claim, Result, Setting
 from .files import commit, load
 from .measures import Row, spent
-from .verdict import overall
+from .verdict import overall, spread
 
 TUNING_SEED = 1000
 """Data and draws of the tuning runs; never one of the seeds that are judged."""
@@ -64,7 +64,7 @@ def run(
             "tuning": tried,
             "figures": figures,
             "mean": statistics.fmean(figures),
-            "std": statistics.stdev(figures) if count > 1 else 0.0,
+            "std": spread(figures),
             "runs": outcomes,
         }
     figures = {n: a["figures"] for n, a in arms.items()}

@@ -51,7 +51,7 @@ class Beats:
             effects = [(b - a) if lower else (a - b) for a, b in pairs]
             least = self.by
         else:
-            effects = [math.log(b / a) if lower else math.log(a / b) for a, b in pairs]
+            effects = [_log_ratio(b, a) if lower else _log_ratio(a, b) for a, b in pairs]
             least = -math.log(self.ratio) if lower else math.log(self.ratio)
         mean, low, high = interval(effects)
         if not math.isfinite(mean) or mean <= 0:
@@ -72,6 +72,18 @@ class Beats:
             f"{self.arm} is {claimed} {self.than}. Reproduced: the mean over paired seeds is, and its 95 % interval "
             f"excludes no effect; not reproduced: no effect or the other way; mixed: between"
         )
+
+
+def _log_ratio(a: float, b: float) -> float:
+    """log(a / b), NaN where that says nothing: a figure that is 0, negative, or ran away."""
+    return math.log(a / b) if 0 < a < math.inf and 0 < b < math.inf else math.nan
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds: 0 of one, NaN where one ran away."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

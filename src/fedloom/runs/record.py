@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tomllib
 import warnings
@@ -169,7 +170,7 @@ class Record:
 
 
 class Spread(NamedTuple):
-    """A mean over seeds with the sample standard deviation, None for one seed."""
+    """A mean over seeds with the sample standard deviation: None for one seed, NaN where one of them ran away."""
 
     mean: float
     std: float | None
@@ -260,7 +261,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Spread(mean, None)
+    return Spread(mean, statistics.stdev(values) if math.isfinite(mean) else math.nan)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

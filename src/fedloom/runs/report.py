@@ -103,6 +103,7 @@ def render(groups: Sequence[Group], title: str = "") -> str:
         choices=choices,
         columns=columns,
         lines=_lines(groups, columns),
+        lengths=_lengths(groups),
         time=_time(groups),
         seeds=seeds,
         configs=[(g.label, g.records[0].config) for g in groups if g.records[0].config],
@@ -328,6 +329,17 @@ def _tiles(groups: Sequence[Group], columns: Sequence[Column]) -> list[tuple[str
         return []
     final = groups[0].final()
     return [(c.title, shown(c, final)) for c in columns]
+
+
+def _lengths(groups: Sequence[Group]) -> str:
+    """After which round the runs ended, where not all did after the same one; a killed run ends where it was killed."""
+    ends = {group.label: [int(r.rows[-1]["round"]) if r.rows else 0 for r in group.records] for group in groups}
+    if len({end for each in ends.values() for end in each}) < 2:
+        return ""
+    told = [
+        f"{label} after {', '.join(map(str, each if len(set(each)) > 1 else each[:1]))}" for label, each in ends.items()
+    ]
+    return f"Not all runs are equally long, and each counts as it ended: {'; '.join(told)} rounds."
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:

@@ -260,6 +260,24 @@ def test_one_site_s_questions_do_not_take_all_there_is(desk, monkeypatch):
     assert most == [1]
 
 
+def test_a_job_is_told_no_more_than_a_message_may_hold(tmp_path, monkeypatch):
+    with contextlib.closing(Desk(tmp_path, largest=0.01)) as desk:
+        job, coordinator = _job(desk.joined()[0]), desk.serving.service.coordinator
+        monkeypatch.setattr(coordinator, "_askable", lambda program: lambda state: Message(x=torch.zeros(1000)))
+
+        def ask(number: int) -> str:
+            return coordinator.question("a", job["id"], number, dumps({"program": "latest", "message": {}}))
+
+        first = ask(0)
+        ask(1)
+        for _ in range(2):
+            with pytest.raises(MessageError, match=r"bytes, and the plan allows 10,000.*\[sites\] largest"):
+                ask(2)
+            coordinator._told.clear()  # as in one that was started again
+        assert ask(0) == first
+        assert len(coordinator.journal.answers(job["id"])) == 2
+
+
 def test_damaged_bodies_are_sent_again(desk):
     a, _ = desk.joined()
     _job(a)

@@ -90,6 +90,7 @@ class Coordinator:
         self.agreed = ""  # hash of what everybody goes by
         self.standing: tuple[int, Any] | None = None  # round and state that questions in mid-job are answered from
         self._payload: tuple[Message, str] | None = None
+        self._told = dict[str, int]()  # bytes of answers to each job that asks
         give_back_freed_memory()
 
     # ------------------------------------------------------------ the one verb
@@ -243,6 +244,7 @@ class Coordinator:
                 if kind:
                     self.desk.reasons[kind] += 1
                 self.desk.waiting[site] = [h for h in self.desk.waiting[site] if h["id"] != id]
+                self._told.pop(id, None)
                 self.changed.notify_all()
                 self.desk.bell()
             elif known.body != body:
@@ -278,7 +280,8 @@ class Coordinator:
             the name of the answer; the same for the same question, as a job may be run again.
 
         Raises:
-            MessageError: not a question, or one that only peers can answer. NotWaiting: the job is not under way.
+            MessageError: not a question, one that only peers can answer, or one too many: the answers to a job take no
+                more than a message may. NotWaiting: the job is not under way.
         """
         job = self.journal.job(id)
         if job is None or job.site != site:
@@ -293,9 +296,22 @@ class Coordinator:
         with reading("question"):
             asked = loads(body)
             answer = dumps(self._askable(str(asked["program"]))(state, **dict(asked["message"])))
-        name = question_name(id, number)
+        told, name = self._told_with(answer, id), question_name(id, number)
         with self.changed:
-            return self.journal.answer(id, number, self.blobs.put(answer), name, job.round, {"round": round})
+            stands = self.journal.answer(id, number, self.blobs.put(answer), name, job.round, {"round": round})
+            self._told[id] = told
+        return stands
+
+    def _told_with(self, answer: bytes, id: str) -> int:
+        """Bytes of all answers to a job, this one among them. Raises MessageError where that is too much."""
+        before = self._told.get(id) or sum(self.blobs.size(body) for body in self.journal.answers(id))
+        told, largest = before + len(answer), self.terms.bytes_largest
+        if told > largest:
+            raise MessageError(
+                f"the answers to the questions of job {id} would be {told:,} bytes, and the plan allows {largest:,}: "
+                f"fewer questions, or a larger [sites] largest"
+            )
+        return told
 
     def make_room(self, body: str) -> None:
         """What a site sent goes again, if nothing names it. Here and wherever bodies go, none that is about to be

@@ -297,6 +297,12 @@ class Client:
                 f"{model.layout.size} numbers"
             )
         orders = {name: tuple(o.shape) for name, o in given.items() if o is not None}
+        if strange := [name for name in orders if name not in streams]:
+            given_for = f"for {strange[0]!r}" if strange[0] else "one tensor"
+            there = f"{list(streams)}: give order={{name: positions}} for some of these"
+            if "" in streams:
+                there = "one, without a name: give order=positions"
+            raise ConfigError(f"train(order=...) is {given_for}, and the data is {there}")
         if (steps or 0) < 0 or any(len(shape) != 2 or shape[0] < (steps or 0) for shape in orders.values()):
             raise ConfigError(
                 f"train(steps={steps}) with order of shape {orders or None} cannot be: steps >= 0, or None; an order "

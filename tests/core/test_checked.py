@@ -141,6 +141,39 @@ def test_an_order_may_be_longer_than_the_steps(steps: int | None, order: tuple[i
     run(Trains(steps=steps, order=order))
 
 
+@pytest.mark.parametrize(
+    ("names", "order", "why"),
+    [
+        (("a", "b"), ("c",), r"is for 'c', and the data is \['a', 'b'\]: give order=\{name: positions\}"),
+        (("a", "b"), ("",), r"is one tensor, and the data is \['a', 'b'\]"),
+        (("",), ("typo",), "is for 'typo', and the data is one, without a name: give order=positions"),
+        (("a", "b"), ("b",), ""),
+        (("",), ("",), ""),
+    ],
+)
+def test_an_order_is_for_data_that_is_there(names: tuple[str, ...], order: tuple[str, ...], why: str):
+    @dataclass(frozen=True)
+    class Streams(fl.FedAvg):
+        async def local(self, client: fl.Client, params: torch.Tensor) -> fl.Message:
+            rows = {name: torch.zeros(3, 2, dtype=torch.int64) for name in order}
+            data = dict.fromkeys(names, client.data)
+            out = await client.train(
+                params,
+                solver=self.solver,
+                data=data.get("", data),
+                order=rows.get("", rows),
+                loss=None if "" in data else lambda model, w, batch, extras: model.losses(w, batch["b"]),
+            )
+            assert out.steps == 3
+            return fl.Message(delta=out.vector - params)
+
+    if not why:
+        run(Streams())
+        return
+    with pytest.raises(ConfigError, match=why):
+        run(Streams())
+
+
 def test_a_module_of_one_s_own_may_be_named_as_its_method(tmp_path, monkeypatch):
     text = """
 import fedloom as fl

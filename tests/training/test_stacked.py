@@ -1048,6 +1048,16 @@ def test_probe_finds_what_looks_at_the_length_of_real_batches(net, size):
     assert "length of a batch" in found
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("clip", [None, 1e-4])
+def test_probe_finds_what_differs_where_steps_are_short_or_rounded(dtype, clip):
+    solver = SGD(lr=0.05, batch_size=4, clip=clip)
+    assert probe(cohort(model_of(Mixing, dtype), solver=solver)) is not None
+    assert probe(cohort(model_of(wide, dtype), solver=solver)) is None
+    if clip is None:
+        assert probe(cohort(model_of(lambda: Counting(20), dtype), sizes=[8] * 8, solver=solver)) is not None
+
+
 def adversarial(model, w, batch, extras):
     """Cross-entropy of samples moved to where it is worse."""
     with torch.enable_grad():

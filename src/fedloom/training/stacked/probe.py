@@ -72,11 +72,10 @@ def _probe(requests: Sequence[Training]) -> str | None:
     if not busy:
         return None
     pair = (busy[0], busy[-1])
-    hooked: dict[str, Any] = {
-        "model": _without_chance(pair[0].model),
-        "solver": SGD(lr=1e-2, clip=pair[0].solver.clip),
-    }
-    bare = {**hooked, "step": None, "carry": None}
+    clip, short = pair[0].solver.clip, torch.finfo(pair[0].start.dtype).bits == 16
+    lr = (0.3 if short else 1e-2) / min(1.0, clip or 1.0)  # steps that rounding of the weights does not hide
+    hooked: dict[str, Any] = {"model": _without_chance(pair[0].model), "solver": SGD(lr=1e-2, clip=clip)}
+    bare = {**hooked, "solver": SGD(lr=lr, clip=clip), "step": None, "carry": None}
     try:
         made = _small(pair, ((5, 2), (3, 3)), True, bare)
         again = max(map(_apart, train_plain(made), train_plain(_reseeded(made)), made))
@@ -89,7 +88,7 @@ def _probe(requests: Sequence[Training]) -> str | None:
         trials.append((_real(busy, bare), 1e-2))  # of many samples one may lie where an activation bends
         for made, allowed in trials:
             worst = max(map(_apart, train_stacked(made), train_plain(made), made))
-            if not worst <= allowed:
+            if not worst <= max(allowed, 0.3 if short else 0.0):  # a second step repeats what rounding did to the first
                 return (
                     f"its result differs from that of each client alone (by {worst:.1%} of a step), as where samples "
                     f"mix, the length of a batch is looked at, or weights are met around autograd"

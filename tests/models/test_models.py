@@ -218,9 +218,10 @@ def test_impossible_specs_are_refused(spec, shape, says):
         ("cnn", {"depth": True}, "takes a whole number, not True"),
         ("char-gru", {"last": 1}, "takes true or false, not 1"),
         ("resnet8", {"norm": None}, "takes one value, not None"),
+        ("mlp", {"hiden": (32,)}, "Did you mean 'hidden'"),
     ],
 )
-def test_an_option_of_another_kind_is_refused_as_in_a_spec(spec, options, says):
+def test_a_wrong_option_is_refused_as_in_a_spec(spec, options, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         models.build(spec, (1, 8, 8), CLASSES, **options)
 

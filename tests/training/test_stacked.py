@@ -175,6 +175,17 @@ class Still(nn.Module):
         return self.h(self.l(torch.relu(F.linear(self.first(x), constant))))
 
 
+class Idle(nn.Module):
+    """One layer meets no sample: it only decays, and goes on where it went."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.idle = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -449,6 +460,7 @@ def uses_batch(w, f, k, carry, extras):
         (Tied, "vector"),
         (Scales, "vector"),
         (Still, "vector"),
+        (Idle, "vector"),
         (Attention, "tokens"),
         (Encoder, "tokens"),
         (InPlace, "tokens"),
@@ -460,11 +472,12 @@ def uses_batch(w, f, k, carry, extras):
     ("step", "options"),
     [
         (None, {}),
+        (None, {"weight_decay": 0.1}),
         (None, {"clip": 0.3, "weight_decay": 0.1}),
         (None, {"momentum": 0.9, "weight_decay": 0.05}),
         (sharpness, {}),
     ],
-    ids=["sgd", "clip", "momentum", "sam"],
+    ids=["sgd", "decay", "clip", "momentum", "sam"],
 )
 def test_layers(net, kind, step, options):
     solver = SGD(lr=0.05, epochs=2, batch_size=4, **options)

@@ -205,6 +205,12 @@ def test_debug_shows_the_traceback():
         main(["run", "fedavgg", "--debug"])
 
 
+def test_debug_shows_no_traceback_of_a_mistyped_option(capsys):
+    code, _, err = ran(capsys, "run", "fedavg", "--rouns", "2", "--debug")
+    assert code == 2
+    assert "no such option: --rouns" in err
+
+
 def test_lists_and_cards(capsys):
     from fedloom.method import catalogue
 

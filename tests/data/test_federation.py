@@ -375,6 +375,8 @@ def test_files(tmp_path):
         Federation.from_file(tmp_path / "b.npz")
     with pytest.raises(ConfigError, match="target="):
         Federation.from_file(tmp_path / "wards.csv")
+    with pytest.raises(ConfigError, match=r"one file; given list.*sites/\*\.csv"):
+        Federation.from_file(["a.csv", "b.csv"], "ill")
     (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(DataError, match="not a readable"):
         Federation.from_file(tmp_path / "c.npz")
@@ -384,6 +386,12 @@ def test_files(tmp_path):
     (tmp_path / "e.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"\.csv"):
         Federation.from_file(tmp_path / "e.txt")
+
+
+def test_tables_of_clients_are_told_the_call_that_reads_them():
+    ward = pd.DataFrame({"age": [1.0, 2.0], "ill": ["yes", "no"]})
+    with pytest.raises(DataError, match=r"client 'a'.*given DataFrame; .*from_pandas"):
+        Federation.from_clients({"a": ward, "b": ward})
 
 
 def test_parquet(tmp_path):

@@ -46,7 +46,7 @@ def _ran(words: list[str], debug: bool) -> int | None:
     except typer.Abort:
         return 130
     except (FedloomError, OSError, usage.Refused) as error:
-        if debug:
+        if debug and not isinstance(error, usage.Refused):  # the line alone is to blame: there is nothing to trace
             raise
         console.print("[bold red]error[/]", end="  ")
         console.print(usage.said(error), markup=False, highlight=False)

@@ -39,6 +39,8 @@ def digits(folder: None, seed: int) -> Source:
 
 
 def _table(name: str, bunch: Any, task: str, partition: Any, about: str, licence: str) -> Source:
+    """A table of scikit-learn's, standardised with all its rows. `federate` scales the inputs again with the clients'
+    train samples; a regression target keeps the scale of all rows, which is in `notes`."""
     x = torch.from_numpy(bunch.data.astype(np.float32))
     numeric = torch.arange(x.shape[1])
     x, notes = scale(x, numeric, moments(x, numeric)), {}

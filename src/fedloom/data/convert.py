@@ -140,7 +140,13 @@ def as_fields(given: Any, where: str) -> dict[str, Any]:
         return dict(zip("xy", given))
     if isinstance(given, Tensor | np.ndarray):
         return {"x": given}
-    raise DataError(f"{where}: expected Data(x=..., y=...), a dict of arrays, or (x, y); given {type(given).__name__}")
+    tables = (
+        "; tables, each a client's: Federation.from_pandas(pd.concat([a.assign(site='a'), ...]), target, group='site')"
+    )
+    raise DataError(
+        f"{where}: expected Data(x=..., y=...), a dict of arrays, or (x, y); given {type(given).__name__}"
+        + (tables if hasattr(given, "columns") else "")
+    )
 
 
 def as_data(given: Any, where: str) -> Data:

@@ -127,8 +127,7 @@ class Encoding:
         for bad, word in ((np.isnan(numbers), "missing"), (np.isinf(numbers), "infinite")):
             if bad.any() and (word == "infinite" or self.missing == "error"):
                 at = {c: int(k) for c, k in zip(self.numeric, bad.sum(0)) if k}
-                advice = '; missing="mean" fills them with the mean of the train samples' if word == "missing" else ""
-                raise DataError(f"{where}: {int(bad.sum())} {word} numbers, by column: {at}{advice}")
+                raise DataError(f"{where}: {int(bad.sum())} {word} numbers, by column: {at}{_FILL[word]}")
 
     def _targets(self, frame: pd.DataFrame, where: str) -> Tensor:
         column_: Any = frame[self.target]
@@ -147,6 +146,12 @@ class Encoding:
             odd = sorted(set(column_[found < 0].astype(str)))
             raise DataError(f"{where}: {int((found < 0).sum())} labels are none of {list(self.labels)}: {odd[:5]}")
         return torch.from_numpy(found.astype(np.int64))
+
+
+_FILL = {
+    "missing": '; missing="mean" (behind the name of a file: ,missing=mean) fills them with the mean of their column',
+    "infinite": "",
+}
 
 
 def _is_classes(values: Any, task: str | None) -> bool:

@@ -108,7 +108,8 @@ def federate(
         public, validation, val, client_test: as in `Federation.from_data`.
         **options: the source's own.
 
-    Columns of a table are scaled again with the statistics of the clients' TRAIN samples.
+    Columns of a table are scaled again with the statistics of the clients' TRAIN samples. Where a table has no test
+    set, missing numbers were filled with means of all its rows, and a regression target was scaled with all of them.
     """
     wanted = None if partition is None else parse_partition(partition)
     if isinstance(name, str):

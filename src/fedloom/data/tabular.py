@@ -1,5 +1,5 @@
-"""Tables read from the folder that FEDLOOM_DATA names: numbers standardised on train, categories one-hot,
-a group column as natural clients.
+"""Tables read from the folder that FEDLOOM_DATA names: numbers standardised, categories one-hot, a group column as
+natural clients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ class Table:
 def tabular(
     name: str, frame: pd.DataFrame, table: Table, test: pd.DataFrame | None = None, *, origin: str, licence: str
 ) -> Source:
-    """A source of a frame. A regression target is standardised on train too; its scale is in `notes`."""
+    """A source of a frame. A regression target is standardised too; its scale is in `notes`.
+
+    Means and scales are those of `frame`. Where the set has no test part of its own these are all its rows, also those
+    that `federate` holds out later: it scales the inputs again with the clients' train samples, but what filled a
+    missing number, and a target's scale, stay as they are. `Federation.from_pandas` fills with train samples alone.
+    """
     whole = frame if test is None else pd.concat([frame, test])
     group = table.group
     encoding = Encoding.of(
@@ -86,7 +91,7 @@ def adult(folder: Folder, seed: int, *, group: str = "occupation") -> Source:
 
 @source("heart", "classification", "920 patients of 4 hospitals: heart disease or not", "heart")
 def heart(folder: Folder, seed: int) -> Source:
-    """Missing numbers become the mean of train; missing categories are a category."""
+    """Missing numbers become the mean of all rows (see `tabular`); missing categories are a category."""
     table = Table("disease", "hospital", categorical=["cp", "restecg", "slope", "thal"], missing="mean")
     origin = "GaTech-CS7641-A-Fall2020-Team7/public-dataset (UCI heart disease)"
     return tabular("heart", folder.frame("heart.csv.gz"), table, origin=origin, licence="UCI: CC BY 4.0")

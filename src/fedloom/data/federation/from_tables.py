@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,11 @@ def from_file(
     """Clients out of a file: CSV (also gzipped) and Parquet as in `from_pandas`; NPZ with arrays `x`, `y`
     (or the one that `target` names) and, if there, `x_test`, `y_test` (or `x_train` and so on), and an array of groups
     named by `group`."""
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(
+            f"from_file reads one file; given {type(path).__name__}. Several, each a client's: "
+            f"federate('sites/*.csv:target=...'), or from_pandas(pd.concat([a.assign(site='a'), ...]), group='site')"
+        )
     path = Path(path)
     if not path.exists():
         raise DataError(f"no file {str(path)!r}")

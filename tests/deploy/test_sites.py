@@ -530,10 +530,26 @@ def test_policies(policy, why):
 
 
 def test_the_cohort_of_a_policy_is_that_of_whichever_method_asks():
-    for asks in ({"cohort": 2}, {"set": {"cohort": 0.5}}, {"method": "lifl", "set": {"inner.cohort": 2}}):
+    for asks in ({"cohort": 2}, {"method": "lifl", "set": {"inner.cohort": 2}}):
         with pytest.raises(Refused, match="cohorts of 2 clients"):
             Policy(least_cohort=3).check(_offer(Terms(names=list("abcd")), **asks))
         Policy(least_cohort=2).check(_offer(Terms(names=list("abcd")), **asks))
+
+
+@pytest.mark.parametrize(
+    ("asks", "why"),
+    [
+        ({"set": {"cohort": 0.9}}, r"cohort = 0\.9 draws every client by chance"),
+        ({"method": "lifl", "set": {"inner.cohort": 0.9}}, "by chance"),
+        ({"method": "fedasync"}, "FedAsync takes replies up as they arrive"),
+        ({"method": "fedbuff"}, "as they arrive"),
+    ],
+)
+def test_what_may_come_to_a_single_client_is_no_cohort_of_two(asks, why):
+    offer = _offer(Terms(names=list("abcd")), **asks)
+    with pytest.raises(Refused, match=f"{why}.*2 clients a round at least"):
+        Policy(least_cohort=2).check(offer)
+    Policy(least_cohort=1).check(offer)
 
 
 def test_policies_that_are_met():

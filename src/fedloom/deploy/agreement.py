@@ -289,10 +289,28 @@ def compatible(mine: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]])
 
 def asked_of(method: Method, clients: int) -> int:
     """How many of so many clients a round asks: the method, or one inside it. Where each has a chance, on average."""
-    own = getattr(method, "cohort", None)
-    asked = clients if own is None else int(own * clients) if isinstance(own, float) else min(own, clients)
+
+    def of(one: Method) -> int:
+        own = getattr(one, "cohort", None)
+        return clients if own is None else int(own * clients) if isinstance(own, float) else min(own, clients)
+
+    return min(map(of, _nested(method)))
+
+
+def unbounded(method: Method) -> str:
+    """Why a round may come to a single client, whatever is asked on average; "" where it cannot."""
+    for one in _nested(method):
+        if "clock" in one.card.needs:
+            return f"{one.card.title} takes replies up as they arrive, and may do with a single one"
+        if isinstance(own := getattr(one, "cohort", None), float):
+            return f"cohort = {own} draws every client by chance, and may draw a single one"
+    return ""
+
+
+def _nested(method: Method) -> list[Method]:
+    """A method and all those inside it."""
     inside = (getattr(method, f.name) for f in fields(method))  # pyright: ignore[reportArgumentType]
-    return min([asked, *(asked_of(inner, clients) for inner in inside if isinstance(inner, Method))])
+    return [method, *(one for inner in inside if isinstance(inner, Method) for one in _nested(inner))]
 
 
 class Policy(BaseModel):
@@ -307,7 +325,7 @@ class Policy(BaseModel):
     methods: list[str] | None = Field(None, description="ids of methods it runs; none: all that are built in")
     modules: list[str] = Field([], description="packages of one's own whose methods and functions may be named")
     least_clients: int = Field(1, ge=1, description="clients a federation must have")
-    least_cohort: int = Field(1, ge=1, description="clients a round must ask")
+    least_cohort: int = Field(1, ge=1, description="clients every round must ask; 1: any number")
     most_rounds: int | None = Field(None, ge=1, description="rounds of one run")
     privacy: bool = Field(False, description="whether the channel must hold differential privacy")
     least_partners: int = Field(0, ge=0, description="other sites a secure sum must hold; 0: sums need not be secure")
@@ -336,7 +354,10 @@ class Policy(BaseModel):
         clients = sum(offer.terms.names.values())
         if clients < self.least_clients:
             raise Refused(f"a federation of {clients} clients, and this site's policy is {self.least_clients} at least")
-        cohort = asked_of(recipe.method_object(), clients)
+        method = recipe.method_object()
+        if self.least_cohort > 1 and (why := unbounded(method)):
+            raise Refused(f"{why}; this site's policy is {self.least_cohort} clients a round at least (least_cohort)")
+        cohort = asked_of(method, clients)
         if cohort < self.least_cohort:
             raise Refused(f"cohorts of {cohort} clients, and this site's policy is {self.least_cohort} at least")
         if self.privacy and not any(stage.startswith(("dp", "noise")) for stage in recipe.channel):

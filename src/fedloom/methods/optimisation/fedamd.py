@@ -95,6 +95,9 @@ class FedAmd(Recursive):
         v = state.gradients  # as it was: this round's anchors guide the miners of the next
         heard = clients.only(anchors).map(self.gradient, params=state.params)
         mined = clients.only(miners).mean(self.local, weight=1, params=state.params, direction=v.mean)
-        params = state.params + self.server_lr * mined.delta if mined.count else state.params
+        params = state.params
+        if mined.count:
+            moved, mean = params + self.server_lr * mined.delta, params + mined.delta
+            params = clients.model.layout.keep_statistics(moved, mean)
         gradients = v.heard(heard, dict.fromkeys(heard.ids, 1 / len(clients.ids)), "gradient")
         return FedAmdState(params, gradients, state.rounds + 1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
+
+from .errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,23 @@ class Summed:
     least: int
     fan_in: int | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.weight is None or isinstance(self.weight, str) or _positive(self.weight)):
+            raise ConfigError(
+                f"clients.mean(..., weight={self.weight!r}) cannot be: None for training samples, a number > 0 for "
+                f"equal weights, or the name of a number in the reply. For weights the server computes, "
+                f"clients.map(...).mean(lambda reply: ...)"
+            )
+
     def void(self, replies: int, weight: float) -> str | None:
         """Why a sum of so many replies and of that weight is none, None where it is one."""
         if replies < max(self.least, 1):
             return f"void: fewer replies than the {self.least} its sum takes"
         return None if weight > 0 else "void: all replies of its sum weigh nothing"
+
+
+def _positive(number: Any) -> bool:
+    try:
+        return 0 < float(number) < math.inf
+    except (TypeError, ValueError):
+        return False

@@ -287,6 +287,14 @@ def test_void_below_least():
     assert Trial(Least).run(rounds=1).host.ledger.up > 0
 
 
+@pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf, lambda reply: 1.0, [1.0, 2.0]])
+@pytest.mark.parametrize("name", ["mean", "sum"])
+def test_a_weight_that_is_none_is_refused_before_anybody_is_asked(name, weight):
+    clients = clients_of()
+    with pytest.raises(fl.FedloomError, match=r"a number > 0 for equal weights, or the name of a number in the reply"):
+        getattr(clients, name)(fl.FedAvg().local, weight=weight)
+
+
 # ---------------------------------------------------------------- numbers of any kind
 
 

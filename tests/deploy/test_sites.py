@@ -31,6 +31,7 @@ from fedloom.deploy.agreement import Agreement, Offer
 from fedloom.deploy.alone import alone
 from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.certs import server_context
+from fedloom.deploy.journal import Journal, Written
 from fedloom.deploy.link import Link, Turned
 from fedloom.deploy.listening import Listener
 from fedloom.deploy.metrics import exposition
@@ -579,6 +580,62 @@ def test_what_sites_cannot_do_is_refused_at_the_door():
         Terms(names=[])
     with pytest.raises(ConfigError, match="deadline"):
         Terms(names=["a"], deadline=-1)
+
+
+# ---------------------------------------------------------------- what a coordinator keeps
+
+
+@pytest.fixture
+def journal(tmp_path) -> Iterator[Journal]:
+    with contextlib.closing(Journal(tmp_path / "journal.db")) as made:
+        yield made
+
+
+def _asked(id: str, round: int, payload: str) -> Written:
+    return Written(id, f"exchange of {id}", "a", round, payload, {"id": id})
+
+
+def test_bodies_go_with_the_last_round_that_names_them(journal):
+    journal.open([_asked("old", 1, "first model"), _asked("new", 2, "model")])
+    journal.open([_asked("older", 0, "model")])
+    for id, body in {"older": "same", "old": "one", "new": "same"}.items():
+        journal.reply(id, body, None, 0.0)
+    for id, body in {"old": "told", "new": "told too"}.items():
+        journal.answer(id, 0, body, f"answer {id}", 1, {"round": 1})
+    journal.close_exchange("exchange of old", 1, {"replied": ["old"]})
+    assert journal.outlived(0) == []
+    assert journal.outlived(2) == ["first model", "one", "told"]
+    assert journal.outlived(2) == []
+    assert [id for id in ("older", "old", "new") if journal.job(id) is not None] == ["new"]
+    assert set(journal.replies(["older", "old", "new"])) == {"new"}
+    assert journal.answers("old") == []
+    assert journal.answers("new") == ["told too"]
+    assert journal.closing("exchange of old") == {"replied": ["old"]}
+    assert journal.outlived(3) == ["model", "same", "told too"]
+
+
+def test_an_answer_and_the_state_it_came_from_stand_as_they_were_first(journal):
+    assert journal.answer("j", 0, "first", "answer j/0", 4, {"round": 3}) == "first"
+    assert journal.answer("j", 0, "second", "answer j/0", 5, {"round": 4}) == "first"
+    assert journal.answered("j", 0) == "first"
+    assert journal.answered("j", 1) is None
+    assert journal.closings() == {"answer j/0": {"round": 3}}
+
+
+def test_nothing_goes_that_something_names(journal):
+    journal.open([_asked("j", 0, "payload")])
+    journal.reply("j", "reply", None, 0.0)
+    journal.answer("j", 0, "answer", "answer j/0", 0, {"round": 0})
+    assert [journal.unnamed(body) for body in ("payload", "reply", "answer", "odd", None)] == [[], [], [], ["odd"], []]
+
+
+def test_every_commit_is_synced_and_a_site_writes_over_its_secrets(journal, tmp_path):
+    full = 2
+    with contextlib.closing(Store(tmp_path / "a")) as store:
+        for database in (journal, store):
+            assert database.rows("PRAGMA synchronous") == [(full,)]
+            assert database.rows("PRAGMA journal_mode") == [("wal",)]
+        assert store.rows("PRAGMA secure_delete") == [(1,)]
 
 
 # ---------------------------------------------------------------- what a site keeps

@@ -7,14 +7,23 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 import fedloom as fl
+from fedloom import keyed
 from fedloom.channel.stage import Stage
-from fedloom.keyed import choose, generator, seed_of, uniform
+from fedloom.keyed import choose, generator, scattered, seed_of, uniform
 from fedloom.testing import Trial, difference, outcome
 from fedloom.testing.trial import Killed
+
+
+def test_scattered_numbers_are_those_of_splitmix64(monkeypatch):
+    """The first outputs that its authors' program gives for the seed 1234567."""
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    monkeypatch.setattr(keyed, "seed_of", lambda *key: 1234567)
+    assert scattered(np.array([4, 0, 1, 2, 3])).tolist() == [(z >> 11) / 2**53 for z in (outputs[-1], *outputs[:-1])]
 
 
 def test_every_part_of_a_key_and_its_type_matters():

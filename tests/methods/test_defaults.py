@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
 import pytest
 
 import fedloom as fl
+from fedloom.method import catalogue
 
 PAPERS: dict[type[fl.Method], dict[str, Any]] = {
     fl.FedAvg: {"server_lr": 1.0, "weight": "samples"},
@@ -33,3 +35,9 @@ PAPERS: dict[type[fl.Method], dict[str, Any]] = {
 @pytest.mark.parametrize("method", PAPERS, ids=lambda m: m.card.id)
 def test_defaults_are_the_papers(method):
     assert {name: attrgetter(name)(method()) for name in PAPERS[method]} == PAPERS[method]
+
+
+@pytest.mark.parametrize("id", [id for id, m in catalogue().items() if "weight" in {f.name for f in fields(m)}])
+def test_a_weight_that_is_no_rule_is_refused_before_any_work(id):
+    with pytest.raises(fl.FedloomError, match=r"Did you mean 'samples'"):
+        catalogue()[id](weight="sample")

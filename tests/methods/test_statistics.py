@@ -98,6 +98,7 @@ BETWEEN = [
     fl.Scallion(cohort=2, solver=SGD),
     fl.Scafcom(cohort=2, solver=SGD),
     fl.FedAmd(cohort=2, solver=SGD, server_lr=2.5),
+    fl.FedPage(cohort=2, solver=SGD, server_lr=2.5),
 ]
 
 

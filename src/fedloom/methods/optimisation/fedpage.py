@@ -103,5 +103,8 @@ class FedPage(Recursive):
             return state
         workers = cohort if self.average else clients.sample(min(1, len(cohort)), cohort)
         got = clients.mean(self.local, workers, weight=1, params=state.params, direction=direction)
-        moved = state.params + self.server_lr * got.delta if got.count else state.params
-        return replace(state, params=moved, last=state.params, direction=direction)
+        params = state.params
+        if got.count:
+            moved, mean = params + self.server_lr * got.delta, params + got.delta
+            params = clients.model.layout.keep_statistics(moved, mean)
+        return replace(state, params=params, last=state.params, direction=direction)

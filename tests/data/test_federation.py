@@ -43,6 +43,13 @@ def test_split_sizes_add_up_and_leave_something_to_train_on(n, val, test):
         assert abs(vals - n * val) <= 0.5
 
 
+@pytest.mark.parametrize(("n", "val", "test"), [(10, 0.45, 0.5), (3, 0.4, 0.4), (2, 0.9, 0.05), (1, 0.5, 0.4)])
+def test_val_gives_way_before_train_does_one_by_one_and_all_at_once(n, val, test):
+    one = split_sizes(n, val, test)
+    assert one[0] == 1
+    assert [part.tolist() for part in split_sizes(np.array([n]), val, test)] == [[part] for part in one]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     clients=st.integers(1, 30),

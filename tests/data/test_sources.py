@@ -13,7 +13,7 @@ from fedloom.data import IGNORE, Federation, Natural, Source, federate, load, so
 from fedloom.data.convert import answered
 from fedloom.data.registry import ENTRIES, VARIABLE, source
 from fedloom.data.tabular import Table, tabular
-from fedloom.data.texts import windows
+from fedloom.data.texts import _alpaca, windows
 from fedloom.errors import ConfigError, DataError
 
 BUNDLED = {
@@ -251,6 +251,11 @@ def test_answers_are_masked_and_long_prompts_lose_their_beginning():
         assert (data.y[row][~data.mask[row]] == IGNORE).all()
         assert torch.equal(data.y[row][:-1][data.mask[row][:-1]], data.x[row][1:][data.mask[row][:-1]])
     assert bytes(data.y[3][data.mask[3]].tolist()) == b"r" * 12
+
+
+def test_an_instruction_without_an_input_has_no_line_for_it():
+    assert _alpaca({"instruction": "Add", "input": "1 2", "output": "3"}) == ("Instruction: Add\n1 2\nResponse: ", "3")
+    assert _alpaca({"instruction": "Sing", "input": "", "output": "la"}) == ("Instruction: Sing\nResponse: ", "la")
 
 
 def test_windows_read_on_where_the_last_one_stopped():

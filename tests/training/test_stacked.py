@@ -33,6 +33,7 @@ from fedloom.training.stacked import (
 )
 from fedloom.training.stacked.batches import steps
 from fedloom.training.stacked.lazy import LazyDense
+from fedloom.training.stacked.twin import twin_of
 from fedloom.training.trainer import Trainer, describe
 
 torch.set_num_threads(1)
@@ -62,6 +63,18 @@ def dimmed() -> nn.Module:
 def clamped() -> nn.Module:
     """Its inputs lie where the batch lay."""
     return nn.Sequential(nn.Hardtanh(-0.5, 0.5, inplace=True), *broad())
+
+
+class Along(nn.Module):
+    """Large dense layers meet every position of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.h = nn.Embedding(11, 320), nn.Linear(320, 3)
+        self.l = nn.Sequential(nn.Linear(320, 320), nn.Tanh(), nn.Linear(320, 320))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.h(self.l(self.e(t)).tanh().mean(1))
 
 
 def no_bias() -> nn.Module:
@@ -889,6 +902,12 @@ def test_a_layer_that_meets_the_batch_and_more_does_not_look_ahead(factor):
     requests = cohort(model_of(broad), kind="image", sizes=[30, 30, 17, 3], solver=solver, **options)
     for r, out in zip(requests, train_stacked(requests), strict=True):
         torch.testing.assert_close(out.vector.clone(), reference(r)[0], atol=1e-11, rtol=1e-11)
+
+
+def test_layers_kept_as_products_meet_sequences():
+    requests = cohort(model_of(Along), "tokens", solver=SGD(lr=0.05, epochs=1, batch_size=4))
+    check(requests)
+    assert set(twin_of(requests[0].model, requests[0].start).lazies) == {"l.0.weight", "l.2.weight"}
 
 
 def test_what_cancels_is_not_computed(monkeypatch):

@@ -84,6 +84,7 @@ def test_an_unknown_option_is_named_with_the_nearest():
     ("task", "data", "said"),
     [
         (fl.Classification(model=lambda: nn.Linear(9, 3)), federation(), "float32 (2, 8)"),
+        (fl.Classification(model=lambda: nn.LazyLinear(3)), federation(), "nn.Linear(20, 5), not nn.LazyLinear(5)"),
         (fl.Classification(model=lambda: nn.Linear(8, 2)), federation(), "it needs 3 of them"),
         (fl.Classification(model=linear), federation(y=Y + 1), "labels that begin at 0"),
         (fl.Classification(model=linear), federation(x=(X * 10).long()), "for measurements give floats"),

@@ -181,7 +181,18 @@ class _Network:
             net = build(self.source, input_shape=self.shape, classes=self.classes, seed=torch.initial_seed())
         else:
             net = self.source if isinstance(self.source, nn.Module) else _made(self.source)
+        _sized(net)
         return self.method.module(net).to(device=self.device, dtype=self.dtype)
+
+
+def _sized(net: nn.Module) -> None:
+    for name, p in net.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ConfigError(
+                f"{name} of {type(net).__name__} has no shape before the network has met data, and clients begin from "
+                f"one vector. Give layers their sizes (nn.Linear(20, 5), not nn.LazyLinear(5)), or call the network "
+                f"once on a sample before you hand it over"
+            )
 
 
 def _made(source: Any) -> nn.Module:

@@ -66,7 +66,7 @@ def test_a_complete_recipe_names_every_hyperparameter():
 def test_the_command_line_repeats_the_recipe(recipe: Recipe):
     from fedloom.cli.app import app
     from fedloom.cli.options import Training
-    from fedloom.cli.running import _recipe
+    from fedloom.cli.running import _one, _recipe
 
     words = shlex.split(recipe.command())
     assert words[:2] == ["fedloom", "run"]
@@ -74,8 +74,8 @@ def test_the_command_line_repeats_the_recipe(recipe: Recipe):
 
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     parsed = command.make_context("run", words[2:]).params
-    method = parsed.pop("method")
-    read = _recipe(None, {"method": method, **Training(**parsed).given()})
+    methods, given = parsed.pop("method"), Training(**parsed).given()
+    read = _recipe(None, {**given, **_one(methods, given.get("set", {}))})
     assert read.complete().to_toml() == recipe.complete().to_toml()
 
 

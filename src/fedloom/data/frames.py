@@ -149,7 +149,7 @@ class Encoding:
 
 
 _FILL = {
-    "missing": '; missing="mean" (behind the name of a file: ,missing=mean) fills them with the mean of their column',
+    "missing": '; missing="mean" fills them with the mean of their column (behind the name of a file: ,missing=mean)',
     "infinite": "",
 }
 

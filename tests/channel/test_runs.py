@@ -13,6 +13,7 @@ from torch import nn
 
 import fedloom as fl
 from fedloom.channel import DP, Channel, Clip, GaussianNoise, Quantize, TopK, epsilon
+from fedloom.channel.stage import Exchange, Stage
 from fedloom.errors import NotSupported
 
 D = 4 * 3 + 3
@@ -179,3 +180,15 @@ def test_texts_in_a_recipe() -> None:
     assert Channel.of(["topk:0.2", "dp:clip=1,noise=1"]) == Channel.of([TopK(0.2), *DP(1.0, 1.0)])
     recipe = fl.Recipe(method="fedavg", channel=("topk:0.2", "dp:clip=1,noise=1"))
     assert recipe.stages() == (TopK(0.2), *DP(1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Notes(Stage):
+    """Adds to every sum how many replies it holds."""
+
+    def settle(self, total: fl.Message, exchange: Exchange) -> fl.Message:
+        return fl.Message(total, held=torch.tensor(exchange.count))
+
+
+def test_a_stage_may_add_to_a_sum() -> None:
+    assert torch.equal(params(run(uniform(), Notes())), params(run(uniform(), None)))

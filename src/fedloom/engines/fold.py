@@ -249,13 +249,15 @@ def check_names(names: Iterable[str], weight: bool = False) -> None:
 
 
 def as_sent(value: Any, kind: Any) -> Any:
-    """A sum or a mean of replies of this structure, where they had 16 bits again in 16. `Covered` does so once it is
-    divided."""
+    """A sum or a mean of replies of this structure, where they had 16 bits again in 16; what a stage of the channel
+    added, of structure None, as it is. `Covered` does so once it is divided."""
+    if kind is None:
+        return value
     if isinstance(value, Tensor):
-        return value.to(_OF_16_BITS.get(kind[2], value.dtype))
+        return value.to(_OF_16_BITS.get(kind[-1], value.dtype))
     if is_mapping(value):
         kinds = dict(kind)
-        return {k: as_sent(v, kinds[k]) for k, v in value.items()}
+        return {k: as_sent(v, kinds.get(k)) for k, v in value.items()}
     if is_row(value):
         return like(value, map(as_sent, value, kind[1:]))
     return value

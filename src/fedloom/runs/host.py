@@ -6,23 +6,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from fedloom.asked import Asked, Summed
 from fedloom.channel.ledger import Ledger
-from fedloom.channel.stage import Exchange
 from fedloom.client import Ask, Query
 from fedloom.clients import Clients
 from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Engine, Job, Outcome, Plan
-from fedloom.engines.fold import Fold, Total, as_sent, brief, check_names, divided, fold_chunk, tree
-from fedloom.engines.secured import Secured, secured
+from fedloom.engines.fold import brief
+from fedloom.engines.secured import Secured
 from fedloom.engines.threads import for_vectors
 from fedloom.engines.turn import answered
 from fedloom.errors import ConfigError, FedloomError, NotSupported, RoundFailure
-from fedloom.keyed import generator
 from fedloom.message import Message, Once, nbytes, opened
 from fedloom.replies import Cohort, Evaluation, Reply, kinds_of
 from fedloom.timing.clock import Clock
@@ -36,6 +34,7 @@ from .answering import answer_to, returned
 from .judging import judged
 from .mixing import mixed
 from .starting import started
+from .summing import summed
 
 J = TypeVar("J", bound=Job)
 
@@ -180,11 +179,11 @@ class Host:
                 f"{type(self.plan.method).__name__} called clients.map(...), which reads single replies, but the "
                 f"channel lets the server see only sums. Use clients.mean(...) or clients.sum(...), or drop that stage"
             )
-        if self._queue(asked.ids):
-            got, end = self._in_time(asked)
+        if self.queues(asked.ids):
+            got, end = self.in_time(asked)
             return [self._reply(p, t) for t, p in got], end
-        outcomes, _ = self.engine.run(self._starting(asked))
-        start, end = asked.start, self._settle(outcomes, asked.start)
+        outcomes, _ = self.engine.run(self.starting(asked))
+        start, end = asked.start, self.settle(outcomes, asked.start)
         replies = [
             Reply(o.job.id, o.job.samples, o.job.number, 0, start, start + o.took, o.job.payload, o.message)
             for o in outcomes
@@ -193,12 +192,12 @@ class Host:
         self._replies += replies
         return replies, end
 
-    def _queue(self, ids: Sequence[int]) -> bool:
+    def queues(self, ids: Sequence[int]) -> bool:
         """Whether an exchange must go through the clock: jobs are under way, a client is asked twice and does one after
         the other, or who counts depends on who is in time."""
         return self.plan.world.timed or bool(self.dispatch.jobs) or len(set(ids)) < len(ids)
 
-    def _in_time(self, asked: Asked, weight: str | None = None) -> tuple[list[tuple[float, Posted]], float]:
+    def in_time(self, asked: Asked, weight: str | None = None) -> tuple[list[tuple[float, Posted]], float]:
         """Every reply, in the order of asking, beside whatever else is under way; each with its time."""
         before, alone = self.now, not self.dispatch.jobs
         if alone:  # groups that overlap have each its own time
@@ -225,83 +224,9 @@ class Host:
 
     def total(self, asked: Asked, how: Summed) -> tuple[Message, float]:
         """The (weighted) sum or mean of the replies, and when the last one was in."""
-        weight = how.weight
-        if self.plan.channel.uniform and (weight is None or isinstance(weight, str)):
-            raise NotSupported(
-                f"the channel needs equal weights (a client's influence must be bounded), but "
-                f"{type(self.plan.method).__name__} weights replies by {weight or 'samples'}. Call "
-                f"clients.mean(..., weight=1), or set the method's weight option, e.g. --set weight=uniform"
-            )
-        if self._queue(asked.ids):
-            got, end = self._in_time(asked, weight if isinstance(weight, str) else None)
-            total = self._added([p for _, p in got], asked, Fold(weight))
-            void = how.void(len(total.jobs), total.weight)
-            if void:
-                self._undone([p for _, p in got], dict.fromkeys(total.jobs, void))
-        else:
-            outcomes, total = self.engine.run(self._starting(asked), Fold(weight, how.fan_in))
-            assert total is not None
-            void = how.void(len(total.jobs), total.weight)
-            for o in outcomes if void else ():
-                o.excluded = void if o.job.number in total.jobs else o.excluded
-            end = self._settle(outcomes, asked.start)
-        if void:
-            return Message(count=0, weight=0.0), end
-        check_names(total.values, weight=weight == "weight")
-        return self._divided(total, asked.ids, how.mean), end
+        return summed(self, asked, how)
 
-    def _added(self, got: Sequence[Posted], asked: Asked, fold: Fold) -> Total:
-        """Replies that came in time as the sum that was asked for."""
-        entries = [(p.number, p.reply, p.samples) for p in got if p.reply is not None]
-        stage = self.plan.channel.secure
-        if stage is None:
-            total, left_out = tree([fold_chunk([(k, reply, fold.of(reply, n)) for k, reply, n in entries])])
-        else:
-            lost = range(-1, len(got) - len(asked.ids) - 1, -1)  # whoever they are, their replies did not come
-            done = secured(stage, fold, entries, [*(p.number for p in got), *lost])
-            total, left_out = done.total, done.left_out
-            for up, down in done.nbytes.values():
-                self.charge(Ledger(up, down))
-        self._undone(got, left_out)
-        return total
-
-    def _undone(self, got: Sequence[Posted], left_out: Mapping[int, str]) -> None:
-        """Replies that had come in time are in no sum: their clients have the memory the jobs began with, unless a
-        later job, one that counts, has built on what they wrote."""
-        for p in reversed(got):
-            if p.number not in left_out:
-                continue
-            why = left_out[p.number]
-            self.excluded[why] = self.excluded.get(why, 0) + 1
-            if p.pending is None or self.memories.get(p.id) is not p.pending:
-                continue
-            if p.memory:
-                self.memories[p.id] = cast("dict[str, Any]", p.memory)  # as it was, so that the job before it is found
-            else:
-                del self.memories[p.id]
-
-    def _divided(self, total: Total, ids: Sequence[int], mean: bool) -> Message:
-        summed, count, weight = total.message(), float(len(total.jobs)), total.weight
-        if self.plan.channel:
-            law = ids if isinstance(ids, Cohort) else Cohort(ids, 1.0, float(len(ids)), "all")
-            law.uses += 1
-            exchange = Exchange(
-                count=count,
-                expected=law.expected,
-                weight=weight,
-                population=len(self.plan.federation),
-                probability=law.probability if isinstance(law.probability, float) else None,
-                rng=lambda purpose: generator(*self.draw_key(f"channel.{purpose}")),
-                ledger=self.spent,
-                law=law.law,
-                use=law.uses,
-            )
-            summed = self.plan.channel.settle(summed, exchange)
-            count, weight = exchange.count, exchange.weight  # a stage may hide how many really replied
-        values = {k: divided(v, weight) if mean else v for k, v in summed.items()}
-        return Message(as_sent(values, total.structure), count=count, weight=weight)
-
-    def _starting(self, asked: Asked) -> list[Job]:
+    def starting(self, asked: Asked) -> list[Job]:
         """What begins at its clients at once."""
         jobs = self._jobs(Job, asked)
         for job in jobs:
@@ -320,7 +245,7 @@ class Host:
             self.ledger.down += sent
         return jobs
 
-    def _settle(self, outcomes: Sequence[Outcome], start: float) -> float:
+    def settle(self, outcomes: Sequence[Outcome], start: float) -> float:
         """Commit what counts; send on what the programs sent to peers; when all was in and added up."""
         spans = [self._span(o, start) for o in outcomes]
         for o, span in zip(outcomes, spans):

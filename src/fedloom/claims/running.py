@@ -22,11 +22,12 @@ from fedloom.method import Method
 from fedloom.runs import Experiment
 from fedloom.runs.describe import versions
 from fedloom.runs.options import configure, written
+from fedloom.runs.record import spread
 
 from .claim import Arm, Claim, Result, Setting
 from .files import commit, load
 from .measures import Row, spent
-from .verdict import overall, spread
+from .verdict import overall
 
 TUNING_SEED = 1000
 """Data and draws of the tuning runs; never one of the seeds that are judged."""
@@ -64,7 +65,7 @@ def run(
             "tuning": tried,
             "figures": figures,
             "mean": statistics.fmean(figures),
-            "std": spread(figures),
+            "std": spread(figures).std or 0.0,
             "runs": outcomes,
         }
     figures = {n: a["figures"] for n, a in arms.items()}

@@ -79,13 +79,6 @@ def _log_ratio(a: float, b: float) -> float:
     return math.log(a / b) if 0 < a < math.inf and 0 < b < math.inf else math.nan
 
 
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds: 0 of one, NaN where one ran away."""
-    if not all(map(math.isfinite, values)):
-        return math.nan
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t-interval; infinitely wide for one value."""
     mean, n = statistics.fmean(values), len(values)

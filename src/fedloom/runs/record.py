@@ -187,7 +187,7 @@ class Group:
         """Mean and standard deviation over the seeds of every final figure all of them have."""
         each = [record.final() for record in self.records]
         shared = [name for name in each[0] if all(name in one for one in each)]
-        return {name: _spread([one[name] for one in each]) for name in shared}
+        return {name: spread([one[name] for one in each]) for name in shared}
 
     def curve(self, view: str, figure: str, against: str) -> list[tuple[float, float, float, float]]:
         """(x, mean, lowest, highest) over the seeds at every round that all of them evaluated."""
@@ -260,7 +260,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spread(values: list[float]) -> Spread:
+def spread(values: Sequence[float]) -> Spread:
+    """Of one figure for each seed."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Spread(mean, None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Nobody else works in this folder meanwhile. However a process ends, the system lets go of what it held; where
-    it knows no locks (some network folders), nobody is kept out.
+    it knows no such locks (Windows, some network folders), nobody is kept out.
 
     Raises:
         ConfigError: another one does. CannotWrite: the folder cannot be written.
@@ -35,6 +35,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _take(lock: int, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl
+
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:

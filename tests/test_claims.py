@@ -128,6 +128,38 @@ def test_run_tunes_judges_and_writes_nothing(monkeypatch, tmp_path):
     assert {"commit", "dirty", "versions", "wall_seconds", "seeds", "rules"} <= set(result.content)
 
 
+def test_a_claim_that_is_run_again_computes_in_the_ways_its_result_chose(monkeypatch):
+    def measuring(seed, quick):
+        usual = setting(seed, quick)
+        return Setting(usual.task, usual.federation, usual.rounds, {"engine": "auto", "workers": 1})
+
+    claim = make(setting=measuring, grid={}, seeds=1)
+    first = claims.run(claim).content["arms"]
+    (label,) = first["many"]["choices"]
+    told = {"many": {"choices": {label: "plain: as it was"}}}
+    monkeypatch.setattr(claims.running, "load", lambda name: claim)
+    monkeypatch.setattr(claims.running, "results", lambda: {"fedavg": {"arms": told}})
+    again = claims.run("fedavg").content["arms"]
+    assert again["many"]["choices"] == told["many"]["choices"]
+    assert again["few"]["choices"].keys() == first["few"]["choices"].keys() != set()
+
+
+def test_all_runs_of_an_arm_compute_in_the_ways_the_first_one_chose(monkeypatch):
+    given = []
+    went = claims.running.Run
+
+    def noting(experiment):
+        given.append(dict(experiment.choices))
+        made = went(experiment)
+        monkeypatch.setattr(made.host.engine, "choices", lambda: {"a kind": f"plain: run {len(given)}"} | given[-1])
+        return made
+
+    monkeypatch.setattr(claims.running, "Run", noting)
+    arms = claims.run(make()).content["arms"]
+    assert given == [{}, *[{"a kind": "plain: run 1"}] * 3, {}, *[{"a kind": "plain: run 5"}] * 3]
+    assert arms["few"]["choices"] == {"a kind": "plain: run 5"}
+
+
 def test_a_seed_that_ran_away_is_judged_too():
     result = claims.run(make(measure=Final("no.such"), rule=Beats("few", "many"), seeds=2, grid={}))
     assert result.verdict == "not reproduced"

@@ -19,13 +19,13 @@ import torch
 from fedloom.data import Federation, Local
 from fedloom.errors import ConfigError
 from fedloom.method import Method
-from fedloom.runs import Experiment
+from fedloom.runs import Experiment, Run
 from fedloom.runs.describe import versions
 from fedloom.runs.options import configure, written
 from fedloom.runs.record import spread
 
 from .claim import Arm, Claim, Result, Setting
-from .files import commit, load
+from .files import commit, load, results
 from .measures import Row, spent
 from .verdict import overall
 
@@ -38,6 +38,9 @@ def run(
 ) -> Result:
     """Tune, run and judge; nothing is written (see `save`).
 
+    An arm computes in the ways its first run chose, or those of the result on file: chosen anew by time they would
+    move last bits, and through tuning now and then a verdict.
+
     Args:
         name: a claim's file name without `.py`, or a `Claim`.
         seeds: how many are judged; default the claim's own. An interval needs two.
@@ -47,20 +50,23 @@ def run(
     claim = load(name) if isinstance(name, str) else name
     count = 1 if quick else seeds or claim.seeds
     began = time.monotonic()
+    before = {} if quick or not isinstance(name, str) else results().get(name, {}).get("arms", {})
     arms: dict[str, dict[str, Any]] = {}
     for arm_name, given in claim.arms.items():
         arm = given if isinstance(given, Arm) else Arm(given)
-        chosen, tried = ({}, []) if quick else _tuned(claim, arm_name, arm, say)
+        choices = dict(before.get(arm_name, {}).get("choices", {}))
+        chosen, tried = ({}, []) if quick else _tuned(claim, arm_name, arm, choices, say)
         tuned = Arm(_with(arm.method, chosen), **arm.options)
         outcomes = []
         for seed in range(count):
-            outcomes.append(_judged(claim, tuned, claim.setting(seed, quick), seed))
+            outcomes.append(_judged(claim, tuned, claim.setting(seed, quick), seed, choices))
             say(f"{arm_name} seed {seed}: {outcomes[-1]['figure']:.4g}")
         figures = [o["figure"] for o in outcomes]
         arms[arm_name] = {
             "method": arm.method.card.id,
             "hyperparameters": _words(tuned.method),
             "options": {k: repr(v) for k, v in arm.options.items()},
+            "choices": choices,
             "chosen": chosen,
             "tuning": tried,
             "figures": figures,
@@ -97,8 +103,11 @@ class _Enough(Exception):
     """The budget is spent."""
 
 
-def _judged(claim: Claim, arm: Arm, setting: Setting, seed: int, brief: bool = False) -> dict[str, Any]:
-    """One run of one arm, cut at the budget (`brief`: or where the figure is known): its figure and its curve."""
+def _judged(
+    claim: Claim, arm: Arm, setting: Setting, seed: int, choices: dict[str, str], brief: bool = False
+) -> dict[str, Any]:
+    """One run of one arm, cut at the budget (`brief`: or where the figure is known): its figure and its curve. It
+    repeats `choices`, and adds to them."""
     rows: list[Row] = []
     unit, limit = claim.budget or ("round", math.inf)
 
@@ -111,10 +120,11 @@ def _judged(claim: Claim, arm: Arm, setting: Setting, seed: int, brief: bool = F
                 raise _Enough
 
     options = {"rounds": setting.rounds, **setting.options, **arm.options, "seed": seed, "observers": (listen,)}
-    experiment = Experiment(arm.method, setting.task, setting.federation, **options)
+    judged = Run(Experiment(arm.method, setting.task, setting.federation, choices=choices, **options))
     with contextlib.suppress(_Enough):
-        experiment.run()
-    budget = limit if math.isfinite(limit) else float(experiment.rounds)  # never reached: the whole of it
+        judged.go()
+    choices.update(judged.choices)
+    budget = limit if math.isfinite(limit) else float(judged.experiment.rounds)  # never reached: the whole of it
     return {
         "seed": seed,
         "figure": claim.measure(rows, budget),
@@ -127,7 +137,7 @@ def _judged(claim: Claim, arm: Arm, setting: Setting, seed: int, brief: bool = F
 
 
 def _tuned(
-    claim: Claim, name: str, arm: Arm, say: Callable[[str], None]
+    claim: Claim, name: str, arm: Arm, choices: dict[str, str], say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The best point of the grid on validation data, and all that were tried."""
     known = _options(arm.method)
@@ -139,7 +149,8 @@ def _tuned(
     tried = []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values))
-        outcome = _judged(claim, Arm(_with(arm.method, point), **arm.options), blind, TUNING_SEED, brief=True)
+        trial = Arm(_with(arm.method, point), **arm.options)
+        outcome = _judged(claim, trial, blind, TUNING_SEED, choices, brief=True)
         tried.append({"point": point, "figure": outcome["figure"], "last": _headline(outcome["curve"])})
         say(f"{name} {point}: {outcome['figure']:.4g} on validation")
     sign = -1 if claim.measure.lower else 1

@@ -101,6 +101,24 @@ def test_statistics_are_averaged_and_not_shrunk():
     torch.testing.assert_close(x, torch.tensor([2 / np.e, 3 / np.e, 20.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_learned_in_32(kind):
+    """Adam's constants and steps of a thousandth are lost in 16."""
+
+    def gammas(kind: torch.dtype) -> list[float]:
+        held = fl.Federation.from_clients(
+            [(torch.from_numpy(X[i]).to(kind), torch.from_numpy(Y[i])) for i in range(4)], client_test=0.0, classes=3
+        )
+        held.validation = PROXY.replace(x=PROXY.x.to(kind))
+        method = fl.FedLaw(cohort=3, solver=fl.SGD(lr=0.01), epochs=5, lr=1e-3)
+        options = {"engine": "sequential", "dtype": kind, "evaluate_every": 0}
+        return [
+            row["notes"]["gamma"] for row in fl.run(method, fl.Classification(model=Softmax), held, 2, **options).rows
+        ]
+
+    assert gammas(kind) == pytest.approx(gammas(torch.float32), abs=2e-4)
+
+
 def test_it_lowers_the_loss_on_the_servers_data():
     net = fl.runs.Run(
         fl.Experiment(fl.FedAvg(), fl.Classification(model=Softmax), federation(), dtype=torch.float64)

@@ -91,6 +91,15 @@ def test_it_grows_with_the_updates():
     torch.testing.assert_close(principal(100 * UPDATES, 4), 100 * principal(UPDATES, 4))
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_updates_of_16_bits_are_projected_in_32(kind):
+    updates = (100 * UPDATES).to(kind)
+    torch.testing.assert_close(principal(updates, 4), principal(updates.float(), 4))
+    layout = Layout({"weight": (7,)})
+    update = fl.FedLD().combined(updates, layout)
+    torch.testing.assert_close(update, principal(updates, 4).to(kind))
+
+
 def test_who_points_elsewhere_is_turned_and_not_shortened():
     """Three along one axis and a short one along another: the single direction carries the lengths of all."""
     g = torch.tensor([[2.0, 0, 0], [1.0, 0, 0], [3.0, 0, 0], [0.1, 0.1, 0]], dtype=torch.float64)

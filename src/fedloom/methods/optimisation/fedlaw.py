@@ -90,7 +90,8 @@ class FedLaw(Method):
         if not got:
             return state
         models = state.params + got.delta
-        q, z = models.new_zeros(()), models.new_tensor([float(r.n) for r in got]).log()
+        exact = torch.promote_types(models.dtype, torch.float32)
+        q, z = models.new_zeros((), dtype=exact), models.new_tensor([float(r.n) for r in got], dtype=exact).log()
         q, z = self.learned(clients, models, q, z)
         clients.note(gamma=float(q.exp()))
         return replace(state, params=mixture(q, z, models, clients.model.layout.trainable))
@@ -111,9 +112,12 @@ class FedLaw(Method):
 
 
 def mixture(q: Tensor, z: Tensor, models: Tensor, trainable: int) -> Tensor:
-    """exp(q) softmax(z) @ models `(n, d)`: the first `trainable` numbers; statistics without the factor."""
-    mean = z.softmax(0) @ models
-    return torch.cat([q.exp() * mean[:trainable], mean[trainable:]])
+    """exp(q) softmax(z) @ models `(n, d)`: the first `trainable` numbers; statistics without the factor.
+
+    It is added up in the type of q and z, which small steps do not get lost in, and comes back in that of the models.
+    """
+    mean = z.softmax(0) @ models.to(z.dtype)
+    return torch.cat([q.exp() * mean[:trainable], mean[trainable:]]).to(models.dtype)
 
 
 def shuffled(data: Data, size: int, rng: torch.Generator) -> Iterator[Data]:

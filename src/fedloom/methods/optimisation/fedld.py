@@ -50,7 +50,8 @@ _MARGINS: dict[str, Callable[..., Tensor]] = {"softmax": softmax_margin, "logits
 
 
 def principal(updates: Tensor, k: int) -> Tensor:
-    """One update `(d,)` from S of them `(S, d)`, along their `k` principal directions; O(S^2 d)."""
+    """One update `(d,)` from S of them `(S, d)`, along their `k` principal directions, in 32 bits or more; O(S^2 d)."""
+    updates = updates.to(torch.promote_types(updates.dtype, torch.float32))
     gram = updates @ updates.T
     values, vectors = torch.linalg.eigh(gram)  # ascending: s_j S and e_j
     values, vectors = values[-k:].clamp(min=0), vectors[:, -k:]

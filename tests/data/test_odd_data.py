@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedloom.data import Data, Federation, load
+from fedloom.data.tabular import Table, tabular
 from fedloom.errors import DataError, FedloomError, FedloomWarning
 
 RNG = np.random.default_rng(0)
@@ -134,6 +135,43 @@ def test_a_value_is_one_category_however_it_is_written():
     assert Federation.from_pandas(frame(ill=[1, "1", 2] * 20), "ill", clients=3).classes == 2
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float16, "category", "Float64"])
+def test_numbers_of_any_width_are_categories_and_labels(kind):
+    odd = pd.Series(np.float32([1, 2.5, 4] * 20)).astype(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fed = Federation.from_pandas(frame(room=odd), "ill", clients=3, categorical=["room"], drop=["kind", "ward"])
+    assert fed.info["columns"] == ["age", "room=1", "room=2.5", "room=4"]
+    assert fed.table.x[:, 1:].sum() == 60
+    assert Federation.from_pandas(frame(ill=odd), "ill", clients=3, task="classification").classes == 3
+
+
+def test_columns_without_names_are_named_by_their_places():
+    numbered = pd.DataFrame(np.c_[X[:, :2], np.arange(60) % 3, Y])
+    fed = Federation.from_pandas(numbered, "3", "2")
+    assert (fed.info["columns"], len(fed)) == (["0", "1"], 3)
+    assert tabular("own", numbered, Table("3", "2"), origin="", licence="").group_names == fed.names
+
+
+def test_numbers_that_come_as_objects_are_numbers():
+    objects = frame(count=np.arange(60) % 7, ill=X[:, 1]).drop(columns=["kind", "ward"]).astype(object)
+    fed = Federation.from_pandas(objects, "ill", clients=3)
+    assert fed.info["columns"] == ["age", "count"]
+    assert fed.table.y.is_floating_point()
+
+
+@pytest.mark.parametrize("odd", ["?", "1.5 kg"])
+def test_numbers_with_some_text_among_them_are_no_categories(odd):
+    ages = [odd, *(str(k % 25) for k in range(59))]
+    with pytest.raises(
+        DataError, match=r"'age' has 26 different texts .*to_numeric\(frame\['age'\], errors='coerce'\)"
+    ):
+        Federation.from_pandas(frame(age=ages), "ill", clients=3)
+    with pytest.raises(DataError, match=r"the target 'ill' has 26 different texts .*task='classification'"):
+        Federation.from_pandas(frame(ill=ages), "ill", clients=3)
+    assert Federation.from_pandas(frame(ill=ages), "ill", clients=3, task="classification").classes == 26
+
+
 def test_categories_that_were_never_seen_are_said():
     with pytest.warns(FedloomWarning, match=r"test: column 'kind': 60 of 60 values are none.*\['z'\]; they are 0"):
         fed = Federation.from_pandas(frame(), "ill", clients=3, test=frame(kind="z"))
@@ -154,7 +192,10 @@ def test_many_texts_are_categories_only_if_they_are_said_to_be():
         (lambda: pd.concat([frame(), frame()[["age"]]], axis=1), {}, "several columns are called 'age'"),
         (lambda: frame().T.set_index([list("abcd")], append=True).T, {}, "names of several levels"),
         (lambda: frame(day=pd.date_range("2020", periods=60)), {}, r"'day' holds times.*dt\.dayofyear"),
+        (lambda: frame(ill=pd.date_range("2020", periods=60)), {}, "the target 'ill' holds times"),
+        (lambda: frame(ill=[f"p{i}" for i in range(60)]), {}, "'ill' has 60 different texts .*task='classification'"),
         (lambda: frame(tags=[[1, 2]] * 60), {}, "'tags' holds list objects"),
+        (lambda: frame(ill=[[1, 2]] * 60), {}, "'ill' holds list objects"),
         (lambda: frame(z=1j), {}, "'z' holds complex numbers"),
         (
             lambda: frame(age=["12"] * 30 + ["n/a"] * 30),

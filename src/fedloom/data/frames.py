@@ -52,7 +52,7 @@ class Encoding:
             ConfigError: an unknown column, task or way with missing numbers, or a kept column with a reserved name.
             DataError: columns that are neither numbers nor categories.
         """
-        frame = _plain(frame)
+        frame = plain(frame)
         for name, columns in (("categorical", categorical), ("keep", keep), ("drop", drop)):
             if isinstance(columns, str):
                 raise ConfigError(f"{name} is a list of columns: {name}=[{columns!r}]")
@@ -77,6 +77,7 @@ class Encoding:
             _check_categories(features[column], column, column in categorical)
         if odd := [c for c in numeric if pd.api.types.is_complex_dtype(features[c].dtype)]:
             raise DataError(f"column {odd[0]!r} holds complex numbers; give real and imaginary part as two columns")
+        _check_target(frame[target], target, task)
         return cls(
             target=target,
             labels=_names(frame[target]) if _is_classes(frame[target], task) else None,
@@ -109,7 +110,7 @@ class Encoding:
         Warns:
             FedloomWarning: values that are none of the encoding's categories; all their columns are 0.
         """
-        frame = _plain(frame)
+        frame = plain(frame)
         if not len(frame):
             raise DataError(f"{where}: the table has no rows")
         wanted = (*self.numeric, *self.categories, *self.keep, self.target)
@@ -138,7 +139,7 @@ class Encoding:
             if (odd := ~np.isfinite(values)).any():
                 raise DataError(
                     f"{where}: the target {self.target!r} is no finite number in {int(odd.sum())} of {len(odd)} rows "
-                    f'(first: {column_[odd].iloc[0]!r}); for labels, task="classification"'
+                    f'(first: {column_[odd].tolist()[0]!r}); for labels, task="classification"'
                 )
             return torch.from_numpy(values.copy())
         found = _positions(column_, self.labels)
@@ -159,13 +160,13 @@ def _is_classes(values: Any, task: str | None) -> bool:
         return task == "classification"
     if pd.api.types.is_float_dtype(values.dtype):
         return False
-    return not pd.api.types.is_integer_dtype(values.dtype) or values.nunique() <= 20
+    return not pd.api.types.is_integer_dtype(values.dtype) or values.nunique() <= _FEW
 
 
 def _names(values: Any) -> tuple[str, ...]:
     """The different values in their own order (numbers as numbers), as text; empty is a value of its own,
     last."""
-    present = [_text(v) for v in sorted(values.dropna().unique(), key=_order)]
+    present = [_text(v) for v in sorted(values.dropna().astype(object).unique(), key=_order)]
     return tuple(dict.fromkeys([*present, *(["missing"] if values.isna().any() else [])]))  # 1 and "1" are one
 
 
@@ -196,34 +197,71 @@ def _one_hot(values: Any, names: tuple[str, ...], where: str) -> np.ndarray:
     return (found[:, None] == np.arange(len(names))).astype(np.float64)
 
 
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its columns named by text, each once."""
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns named by text, each once, and numbers as numbers also where they came as objects."""
     if frame.columns.nlevels > 1:
         raise DataError("columns have names of several levels; flatten them, as in frame.columns.map('_'.join)")
-    frame = frame.rename(columns=str)
+    frame = frame.rename(columns=str).infer_objects()
     if not frame.columns.is_unique:
         raise DataError(f"several columns are called {frame.columns[frame.columns.duplicated()][0]!r}; name each once")
     return frame
 
 
-_MANY = 1000
-"""Different values from which on a column is no category, unless it is said to be one."""
+_FEW, _MANY = 20, 1000
+"""Different values up to which a column may be categories, and from which on it is none unless it is said to be one."""
 
 
 def _check_categories(values: Any, name: str, named: bool) -> None:
     """Refuse (`DataError`) columns that are not one of a few values: times, lists, identifiers, free text."""
-    if pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_timedelta64_dtype(values.dtype):
+    if _are_times(values):
         raise DataError(
             f"column {name!r} holds times; make numbers of what matters of them, as in frame[{name!r}].dt.dayofyear, "
             f"or leave it out: drop=[{name!r}]"
         )
-    try:
-        different = values.nunique()
-    except TypeError:
-        raise DataError(f"column {name!r} holds {type(values.iloc[0]).__name__} objects; leave it out") from None
-    if not named and (different > _MANY or (different > 20 and different > len(values) / 2)):
+    different = _different(values, f"column {name!r}", "leave it out")
+    if not named and (len(different) > _MANY or _are_names(different, len(values))):
         raise DataError(
-            f"column {name!r} has {different} different texts in {len(values)} rows, such as "
-            f"{str(values.dropna().iloc[0])[:40]!r}: identifiers, free text, or numbers with some text among them. "
-            f"Leave it out: drop=[{name!r}]; or make each a column: categorical=[{name!r}]"
+            f"column {name!r} has {_told(different, len(values))}: identifiers, free text, or numbers with "
+            f"some text among them. Leave it out: drop=[{name!r}]; make each a column: categorical=[{name!r}]; or make "
+            f"it numbers: pd.to_numeric(frame[{name!r}], errors='coerce') and missing='mean'"
         )
+
+
+def _check_target(values: Any, name: str, task: str | None) -> None:
+    """Refuse (`DataError`) a target that is neither numbers nor labels, or in doubt something else than labels."""
+    if _are_times(values):
+        raise DataError(f"the target {name!r} holds times; make a number of them, as in frame[{name!r}].dt.dayofyear")
+    if task is None and not pd.api.types.is_numeric_dtype(values.dtype):
+        different = _different(values, f"the target {name!r}", "a target is a number or a label")
+        if _are_names(different, len(values)):
+            raise DataError(
+                f"the target {name!r} has {_told(different, len(values))}: if each is a label, "
+                f"task='classification'; if they are numbers, pd.to_numeric(frame[{name!r}], errors='coerce')"
+            )
+
+
+def _are_times(values: Any) -> bool:
+    return pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_timedelta64_dtype(values.dtype)
+
+
+def _different(values: Any, what: str, advice: str) -> Any:
+    try:
+        return pd.Series(values.dropna().astype(object).unique(), dtype=object)
+    except TypeError:
+        raise DataError(f"{what} holds {type(values.dropna().iloc[0]).__name__} objects; {advice}") from None
+
+
+def _are_names(different: Any, rows: int) -> bool:
+    """Whether values are likely no categories: nearly one for each row, or numbers for the most part."""
+    return len(different) > _FEW and (len(different) > rows / 2 or bool(_no_numbers(different).mean() < 0.5))
+
+
+def _no_numbers(different: Any) -> Any:
+    found: Any = pd.to_numeric(different, errors="coerce")
+    return found.isna()
+
+
+def _told(different: Any, rows: int) -> str:
+    odd = different[_no_numbers(different)]
+    example = str((odd if len(odd) else different).iloc[0])[:40]
+    return f"{len(different)} different texts in {rows} rows, such as {example!r}"

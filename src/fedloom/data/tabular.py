@@ -13,7 +13,7 @@ import torch
 
 from .convert import codes, moments, scale
 from .fields import Data
-from .frames import Encoding
+from .frames import Encoding, plain
 from .partitions import IID, Dirichlet, Natural
 from .registry import ENTRIES, Folder, Source, choice, source
 
@@ -57,7 +57,7 @@ def tabular(
         y = parts[0]["y"]
         notes = {"target_mean": float(y.mean()), "target_std": float(y.std(correction=0)) or 1.0}
         parts = [p.replace(y=(p["y"] - notes["target_mean"]) / notes["target_std"]) for p in parts]
-    groups, names = (None, ()) if group is None else codes(frame[group])
+    groups, names = (None, ()) if group is None else codes(plain(frame)[group])
     default = Natural() if group else IID() if encoding.labels is None else Dirichlet(0.5)
     return Source(
         name=name,

@@ -59,13 +59,14 @@ def from_pandas(
     """
     import pandas as pd
 
-    from fedloom.data.frames import Encoding
+    from fedloom.data.frames import Encoding, plain
 
     if not isinstance(frame, pd.DataFrame):
         raise ConfigError(
             f"from_pandas takes a pandas DataFrame, one row per sample; given {type(frame).__name__}. Arrays and dicts "
             f"of them: Federation.from_arrays(x, y), Federation.from_data(...); files: Federation.from_file(path)"
         )
+    frame = plain(frame)
     encoding = Encoding.of(frame, target, group, task, categorical, keep, drop, missing)
     group_of, names = (None, ()) if group is None else codes(frame[group])
     shared: dict[str, Any] = {"test": test, "public": public, "validation": validation}

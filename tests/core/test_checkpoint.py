@@ -234,6 +234,46 @@ def test_more_rounds_after_a_last_word(tmp_path):
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4]
 
 
+def stopped(experiment, after):
+    """Ended by force after a round, whose checkpoint comes after its event."""
+
+    def stop(event):
+        if event["event"] == "round" and event["round"] == after + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(experiment, observers=(stop,)).run()
+
+
+def test_a_run_that_ends_where_it_was_stopped_has_its_last_word_and_its_last_figures(tmp_path):
+    few = {"evaluate_every": 5, "checkpoint_seconds": 0.0}
+    stopped(Trial(Ends).experiment(out=tmp_path, rounds=6, **few), after=3)
+    ended, whole = (Trial(Ends).experiment(out=out, rounds=3, **few) for out in (tmp_path, None))
+    run = ended.run(resume=True)
+    assert difference(outcome(run), outcome(whole.run())) == ""
+    assert [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert difference(outcome(ended.run(resume=True)), outcome(run)) == ""
+
+
+def test_a_run_of_no_rounds_can_be_given_some(tmp_path):
+    ending(tmp_path, rounds=0).run()
+    longer = ending(tmp_path, rounds=2).run(resume=True)
+    assert difference(outcome(longer), outcome(ending(None, rounds=2).run())) == ""
+
+
+def test_a_last_word_is_not_lost_with_the_checkpoint_that_had_it(tmp_path):
+    ending(tmp_path, rounds=2).run()
+    whole = ending(tmp_path, rounds=3).run(resume=True)
+    (tmp_path / "checkpoints" / "round-000003.ckpt").write_bytes(b"damaged")
+    assert difference(outcome(ending(tmp_path, rounds=3).run(resume=True)), outcome(whole)) == ""
+
+
+def test_fewer_rounds_than_were_run_are_refused(tmp_path):
+    make(tmp_path, rounds=3).run()
+    with pytest.raises(CheckpointError, match=r"has 3 rounds already, and rounds=2 is fewer; give rounds=3 or more"):
+        make(tmp_path, rounds=2).run(resume=True)
+
+
 def test_another_model_is_refused(tmp_path):
     make(tmp_path).run()
     other = replace(make(tmp_path), task=fl.Classification(model="mlp:9,dim=6"))

@@ -272,6 +272,15 @@ def test_a_run_in_memory_reports_and_plots(tmp_path: Path):
     assert len(run.plot().data) == 1
 
 
+@pytest.mark.parametrize("given", [{"rounds": 0}, {"rounds": 1, "evaluate_every": 0}])
+def test_a_run_without_figures_says_that_it_has_no_curve(given: dict[str, int], tmp_path: Path):
+    federation = fl.federate("digits", 4, "iid", limit=120)
+    run = fl.run(fl.FedAvg(), fl.Classification(model="softmax"), federation, engine="sequential", **given)
+    with pytest.raises(ConfigError, match=r"nothing was evaluated in this run .*so there is no curve"):
+        run.plot()
+    assert "<h1>fedavg on digits</h1>" in run.report(tmp_path / "r.html").read_text()
+
+
 def test_numbers_read_well():
     assert [in_bytes(n) for n in (0, 999, 1000, 123_456, 5e9)] == ["0 B", "999 B", "1.0 kB", "123 kB", "5.0 GB"]
     assert [in_seconds(s) for s in (0.123, 12, 179.9, 7199.9)] == ["0.12 s", "12 s", "3 min 0 s", "2 h 0 min"]

@@ -156,10 +156,21 @@ class Run:
         }
 
     def plot(self) -> go.Figure:
-        """The headline metric against rounds."""
+        """The headline metric against rounds.
+
+        Raises:
+            ConfigError: nothing was evaluated.
+        """
         from .report import curves
 
-        return curves([self])[0]
+        drawn = curves([self])
+        if not drawn:
+            e = self.experiment
+            raise ConfigError(
+                f"nothing was evaluated in this run (rounds={e.rounds}, evaluate_every={e.evaluate_every}), so there "
+                f"is no curve; evaluate_every=1 makes one, and run.history has what else is known of each round"
+            )
+        return drawn[0]
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write the self-contained HTML report."""
@@ -184,13 +195,12 @@ class Run:
         saved_at, cost = time.monotonic(), 0.0
         gc.freeze()  # until the end nobody looks for garbage among what is there now: torch, the data, the federation
         try:
-            if len(self.rows) < self.host.version:  # it was the last round then, and is one like any other now
-                self._log(time.monotonic())
-            while self.host.version < e.rounds:
+            while self.host.version < e.rounds or len(self.rows) < self.host.version:
                 began = time.monotonic()
-                before = _versions_of(self.host.state)
-                self.host.round()
-                _unchanged(before, self.plan.method)
+                if len(self.rows) == self.host.version:  # else the round was run before a resume, and has no row yet
+                    before = _versions_of(self.host.state)
+                    self.host.round()
+                    _unchanged(before, self.plan.method)
                 if self.host.version == e.rounds:
                     self._finish()
                 self._log(began)
@@ -332,7 +342,7 @@ class Run:
                 "wall": self.wall,
                 "chosen": self.choices,
                 "sizes": {name: model.layout.size for name, model in self.plan.models.items()},
-                "finished": len(self.rows) == self.experiment.rounds,
+                "finished": len(self.rows) == self.experiment.rounds > 0,
                 "draws": host.draws,
                 "turns": host.turns,
                 "notes": host.notes,
@@ -362,6 +372,11 @@ class Run:
         if differ:
             told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
             raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
+        if saved["version"] > self.experiment.rounds:
+            raise CheckpointError(
+                f"{self.out} has {saved['version']} rounds already, and rounds={self.experiment.rounds} is fewer; give "
+                f"rounds={saved['version']} or more, or another folder"
+            )
         self.chosen |= saved["chosen"]
         return saved
 
@@ -385,6 +400,8 @@ class Run:
         host.draws, host.turns = saved["draws"], saved["turns"]
         host.dispatch.revive()
         self.rows, self.wall = saved["rows"], saved["wall"]
+        if not saved["finished"] and host.version == self.experiment.rounds:
+            del self.rows[host.version - 1 :]  # of a round like any other then, which is the last now
         self.resumed_from, self.started = host.version, saved["started"]
 
     def _close(self) -> None:

@@ -83,6 +83,48 @@ def test_a_method_of_one_s_own_reads_the_chances():
     run(Unbiased(cohort=2, solver=SGD), rounds=1)
 
 
+def sampled(policy, k, ids):
+    """What `clients.sample` gives a method of one's own."""
+    cohorts = []
+
+    @dataclass(frozen=True)
+    class Sampling(fl.FedAvg):
+        card = replace(fl.FedAvg.card, id="sampling")
+
+        def round(self, state, clients):
+            cohorts.append(clients.sample(k, ids, policy.over(clients)))
+            return state
+
+    run(Sampling(cohort=2, solver=SGD), rounds=1)
+    return cohorts[0]
+
+
+@pytest.mark.parametrize(
+    "policy", [Uniform(), Weighted(), HeteRoSelect(), PowerOfChoice(), Oort()], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("k", [0.5, -1])
+def test_a_policy_draws_a_number_of_clients(policy, k):
+    with pytest.raises(fl.FedloomError, match="draws a number of clients, >= 0; asked for"):
+        sampled(policy, k, None)
+
+
+@pytest.mark.parametrize("ids", [[], [2]])
+@pytest.mark.parametrize(
+    "policy", [Weighted(), HeteRoSelect(), PowerOfChoice(), Oort(), DeadlineAware()], ids=lambda p: type(p).__name__
+)
+def test_a_policy_with_no_choice_takes_all_there_are(policy, ids):
+    cohort = sampled(policy, 2, ids)
+    assert (list(cohort), cohort.law, cohort.probability) == (ids, "all", 1.0)
+
+
+def test_nobody_that_is_asked_may_answer():
+    """Candidates that are too late with their loss are no candidates; where all are, nobody is in the cohort."""
+    world = fl.World(step_seconds=1.0, latency=1.0, deadline=0.5)
+    for policy in (HeteRoSelect(loss="asked"), PowerOfChoice(), Curriculum()):
+        done = run(fl.Selected(inner=fl.FedAvg(cohort=2, solver=SGD), policy=policy), rounds=2, world=world)
+        assert all(done.state.history.of(i).times == 0 for i in range(4))
+
+
 POLICIES = [
     Weighted(),
     PowerOfChoice(d=3),
@@ -162,6 +204,15 @@ def test_deadlines():
     again = fl.Selected(inner=inner, policy=DeadlineAware(seconds=limit, forget=3))
     _, heard = overheard(again, TASK, federation(), rounds=12, world=world)
     assert all(sum(h.client == i for h in heard) > 1 for i in late)
+
+
+def test_who_is_too_slow_stays_away_where_all_were_to_be_asked():
+    world = fl.World(step_seconds=0.1, spread=1.0, seed=3)
+    took = {i: world.device(i).step_seconds * SGD.work(SIZES[i]) for i in range(4)}
+    limit = sorted(took.values())[1] + 1e-6
+    method = fl.Selected(inner=fl.FedAvg(cohort=4, solver=SGD), policy=DeadlineAware(seconds=limit, forget=100))
+    _, heard = overheard(method, TASK, federation(), rounds=3, world=world)
+    assert {i: sum(h.client == i for h in heard) for i in took} == {i: 3 if took[i] <= limit else 1 for i in took}
 
 
 def test_those_whose_replies_the_world_cuts_off_are_late():

@@ -16,7 +16,7 @@ from fedloom.errors import ConfigError, unknown
 from fedloom.replies import Cohort
 
 from .history import History
-from .laws import equal, proportional
+from .laws import equal, everybody, proportional
 
 Hears = Literal["loss", "labels", "seconds", "norm"]
 """What replies can tell: the training loss and the class counts of their client (sent along, 8 bytes a number), and
@@ -59,12 +59,29 @@ class Policy(Checked, ABC):
     def draw(self, clients: Clients, history: Any, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
         """`k` of the candidates `ids` (there are more than k)."""
 
+    def chosen(self, clients: Clients, history: Any, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
+        """`k` of the candidates `ids`, all of them where there are no more."""
+        return everybody(ids) if k >= len(ids) else self.draw(clients, history, ids, k, rng)
+
+    def counted(self, k: int | float) -> int:
+        """k, as `sample` was given it.
+
+        Raises:
+            ConfigError: it is a chance, or negative.
+        """
+        if isinstance(k, float) or k < 0:
+            raise ConfigError(f"{type(self).__name__} draws a number of clients, >= 0; asked for {k}")
+        return k
+
     def over(self, clients: Clients, history: Any = None) -> Callable[..., Cohort]:
         """As `clients.sample(k, policy=...)` takes it: `policy(ids, k, rng)`, over what is known now."""
         return partial(self._drawn, clients, self.begin(self.start()) if history is None else history)
 
-    def _drawn(self, clients: Clients, history: Any, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
-        return self.draw(clients, history, self.candidates(clients, history, ids, k, rng), k, rng)
+    def _drawn(
+        self, clients: Clients, history: Any, ids: Sequence[int], k: int | float, rng: torch.Generator
+    ) -> Cohort:
+        k = self.counted(k)
+        return self.chosen(clients, history, self.candidates(clients, history, ids, k, rng), k, rng)
 
 
 class ByLoss(Policy):
@@ -141,8 +158,13 @@ class DeadlineAware(Policy):
     def hears(self) -> frozenset[Hears]:
         return frozenset({"seconds"})
 
+    def candidates(
+        self, clients: Clients, history: History, ids: Sequence[int], k: int, rng: torch.Generator
+    ) -> Sequence[int]:
+        return [i for i in ids if self._in_time(history, i)]
+
     def draw(self, clients: Clients, history: History, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
-        return equal([i for i in ids if self._in_time(history, i)], k, rng)
+        return equal(ids, k, rng)
 
     def _in_time(self, history: History, id: int) -> bool:
         seen = history.of(id)

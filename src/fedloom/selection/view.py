@@ -14,14 +14,13 @@ from torch import Tensor
 from fedloom.asked import Asked, Summed
 from fedloom.clients import Clients
 from fedloom.engines.fold import Fold
-from fedloom.errors import ConfigError, NotSupported
+from fedloom.errors import NotSupported
 from fedloom.message import Message, leaves
 from fedloom.replies import Cohort, Replies, Reply
 from fedloom.training.request import Trained
 from fedloom.view import View
 
 from .history import History, Told
-from .laws import everybody
 from .policy import Hears, Policy, Uniform
 
 TOLD = "selection"
@@ -62,19 +61,16 @@ class Selecting(View):
                 f"{desk.inside} draws its cohorts by a law of its own, so {type(desk.policy).__name__} would have no "
                 f"say. Use one or the other: {desk.inside} alone, or this policy around FedAvg"
             )
-        elif isinstance(k, float) or k < 0:
-            raise ConfigError(f"{type(desk.policy).__name__} draws a number of clients, >= 0; asked for {k}")
         else:
-            rng = self.rng("sample")
-            cohort = everybody(ids) if k >= len(ids) else self._chosen_by(desk.policy, ids, k, rng)
+            cohort = self._chosen_by(desk.policy, ids, desk.policy.counted(k), self.rng("sample"))
         desk.history = desk.history.chosen(cohort)
         return cohort
 
     def _chosen_by(self, policy: Policy, ids: Sequence[int], k: int, rng: torch.Generator) -> Cohort:
         candidates = policy.candidates(self, self._desk.history, ids, k, rng)
-        if policy.asks:
+        if policy.asks and len(candidates) > k:
             candidates = self._answered(candidates)
-        return policy.draw(self, self._desk.history, candidates, k, rng)
+        return policy.chosen(self, self._desk.history, candidates, k, rng)
 
     def _answered(self, ids: Sequence[int]) -> Sequence[int]:
         """Those that answered with their loss."""

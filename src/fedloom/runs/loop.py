@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 from dataclasses import asdict, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +65,9 @@ class Run:
             ),
             experiment.clock,
         )
-        self.host.meter.single = experiment.per_client
         if saved is not None:
             self._restore(saved)
+        self.host.meter.single = experiment.per_client
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{k} {v:.4g}" for k, v in self.summary["final"].items())
@@ -146,7 +148,7 @@ class Run:
     def _best(self) -> dict[str, Any] | None:
         """The round that was best on VALIDATION data; None without any. Test figures never choose."""
         name, sign = self.plan.task.headline
-        judged = [r for r in self.rows if name in r.get("validation", {})]
+        judged = [r for r in self.rows if not math.isnan(r.get("validation", {}).get(name, math.nan))]
         if not judged:
             return None
         row = max(judged, key=lambda r: sign * r["validation"][name])
@@ -260,13 +262,14 @@ class Run:
             if keep and params is not None and params.dim() == 1 and "global" in views and not views["global"].clients:
                 views["local"] = host.clients.evaluate(params, list(host.clients.panel))
             row.update({view: self._view(result, keep) for view, result in views.items() if result})
-            if params is not None and params.dim() == 1 and self._has_validation():
+            if params is not None and params.dim() == 1 and self._has_validation:
                 row["validation"] = dict(host.clients.evaluate(params, split="val"))
         return row
 
+    @cached_property
     def _has_validation(self) -> bool:
         f = self.plan.federation
-        return f.validation is not None or len(f.local(0).val) > 0
+        return f.validation is not None or any(len(f.local(id).val) for id in self.host.clients.panel)
 
     def _view(self, result: Evaluation, keep: bool) -> dict[str, Any]:
         name, sign = self.plan.task.headline

@@ -1,0 +1,46 @@
+"""What a run says of itself: its best round, its rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fedloom as fl
+
+X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 3
+TASK = fl.Classification(model="softmax")
+
+
+def run(federation: fl.Federation, rounds: int = 3, **options: Any) -> fl.Run:
+    return fl.run(fl.FedAvg(), TASK, federation, rounds=rounds, engine="sequential", **options)
+
+
+def test_the_best_round_is_known_though_the_first_client_has_too_few_samples_to_choose_by():
+    federation = fl.Federation.from_clients([(X[:1], Y[:1]), (X, Y), (X.flip(0), Y)], val=0.3)
+    assert [len(federation.local(id).val) > 0 for id in federation.ids] == [False, True, True]
+    made = run(federation)
+    chosen = [row["validation"]["accuracy"] for row in made.rows]
+    assert made.summary["best"]["validation.accuracy"] == max(chosen)
+    assert made.summary["best"]["round"] == 1 + chosen.index(max(chosen))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "best"), [([math.nan, 0.2, 0.7, 0.4], 3), ([0.2, math.nan], 1), ([math.nan, math.nan], None)]
+)
+def test_a_round_whose_figure_is_no_number_is_never_the_best(chosen: list[float], best: int | None):
+    made = run(fl.Federation.from_data({"x": X, "y": Y}, clients=4), rounds=0)
+    made.rows = [{"round": k, "validation": {"accuracy": value}} for k, value in enumerate(chosen, 1)]
+    assert (made.summary["best"] or {}).get("round") == best
+
+
+def test_single_jobs_are_written_down_from_the_resume_that_asks_for_them(tmp_path: Path):
+    federation = fl.Federation.from_data({"x": X, "y": Y}, clients=4)
+    run(federation, rounds=1, out=tmp_path)
+    options: dict[str, Any] = {"engine": "sequential", "out": tmp_path, "per_client": True}
+    more = fl.Experiment(fl.FedAvg(), TASK, federation, rounds=2, **options).run(resume=True)
+    assert [len(row.get("jobs", ())) for row in more.rows] == [0, 4]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedloom.data import Data, Federation, load
+from fedloom.data.readers import read_frame
 from fedloom.data.tabular import Table, tabular
 from fedloom.errors import DataError, FedloomError, FedloomWarning
 
@@ -258,6 +259,32 @@ def test_row_numbers_that_pandas_wrote_are_no_input(tmp_path):
     frame().sample(frac=1, random_state=0).to_csv(tmp_path / "a.csv")
     fed = Federation.from_file(tmp_path / "a.csv", "ill", "ward")
     assert fed.info["columns"] == ["age", "kind=a", "kind=b", "kind=c"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeffage,kind,ill\r\n4,"a, b",no\r\n6,c,yes\r\n',
+        'age, kind, ill\n4, "a, b", no\n6, c, yes\n',
+        'age,kind,ill\n0,"a, b",no,\n1,c,yes,\n',
+        '"age","kind","ill"\n"1",4,"a, b","no"\n"2",6,"c","yes"\n',
+    ],
+    ids=["byte order mark", "spaces after commas", "commas at the end", "row names without a header"],
+)
+def test_tables_as_other_programs_write_them(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text, newline="")
+    read = load(f"{path}:target=ill")
+    assert (read.columns, read.labels) == (("age", "kind=a, b", "kind=c"), ("no", "yes"))
+    assert read.train.x.tolist() == [[-1, 1, 0], [1, 0, 1]]
+
+
+def test_a_code_is_one_category_in_the_longest_table(tmp_path):
+    path, blank = tmp_path / "a.csv", "," * 64
+    path.write_text(f"code,ill{blank}\n" + f"007,no{blank}\n" * 9000 + f"A7,yes{blank}\n" * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(read_frame(path, "csv")["code"].unique()) == ["007", "A7"]
 
 
 def test_arrays_of_a_file_are_named_by_target_and_group(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,8 @@ def _stack(values: Sequence[Any], name: str, where: str) -> Any:
 
 
 def read_frame(path: Path, kind: str) -> pd.DataFrame:
-    """A table; without the row numbers that pandas writes into a CSV file as a first column that has no name.
+    """A table; without the row numbers that pandas writes into a CSV file as a first column that has no name, and
+    without what follows where every row but the header ends in a comma.
 
     Raises:
         DataError: it is no such table, or damaged.
@@ -69,12 +72,29 @@ def read_frame(path: Path, kind: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path) if kind == "csv" else pd.read_parquet(path)
+        if kind == "parquet":
+            return pd.read_parquet(path)
+        frame = _read_csv(path)
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", "reading Parquet files") from error
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name!r} is not a readable {kind} table: {error}") from error
-    return frame.iloc[:, 1:] if kind == "csv" and frame.columns[0] == "Unnamed: 0" else frame
+    return frame.iloc[:, 1:] if frame.columns[0] == "Unnamed: 0" else frame
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    # each column of one type, however long the file is: 007 is a text where another row holds A7
+    read = partial(pd.read_csv, path, skipinitialspace=True, low_memory=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return read(index_col=False)
+    except pd.errors.ParserWarning:  # rows are longer than the header: by names of rows, or by a last comma
+        frame = read()
+        ends = frame.iloc[:, -1].isna().all()
+        return frame.reset_index().iloc[:, :-1].set_axis(frame.columns, axis=1) if ends else frame
 
 
 def column(dataset: Any, name: str, length: int) -> Any:

@@ -54,6 +54,14 @@ class Script(fl.Method):
         second = await client.train(first.vector, solver=self.solver)
         return fl.Message(delta=second.vector - params, steps=first.steps + second.steps)
 
+    async def asks_first(self, client, params):
+        fresh = await client.ask(self.newest)
+        out = await client.train(fresh.params, solver=self.solver)
+        return fl.Message(delta=out.vector - params, steps=out.steps)
+
+    def newest(self, state):
+        return fl.Message(params=state.params)
+
     def round(self, state, clients):
         return type(self).script(self, state, clients)  # type: ignore[attr-defined]
 
@@ -246,6 +254,43 @@ def test_cut_in_the_second_training():
         return replace(state, seen=(r.steps, r.time))
 
     assert play(script).state.seen == (4, 4.0)
+
+
+def test_a_cut_takes_as_long_as_a_message_to_get_there():
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        clients.cut([3], at=3.0)
+        (r,) = clients.receive()
+        return replace(state, seen=(r.message.began, r.steps, r.time))
+
+    assert play(script, world=replace(STEP, latency=1.0)).state.seen == (1.0, 3, 5.0)
+
+
+def test_a_cut_hurries_no_answer():
+    """Asked at 1 and answered at 2, the client has it at 3; who is told to stop at 3.5 does half a step: none."""
+
+    def script(self, state, clients):
+        clients.send([3], self.asks_first, params=state.params)
+        clients.receive(until=2.5)
+        clients.cut([3])
+        (r,) = clients.receive()
+        return replace(state, seen=(r.steps, r.time))
+
+    assert play(script, world=replace(STEP, latency=1.0)).state.seen == (0, 4.5)
+
+
+def test_cancelling_takes_no_question_back():
+    size = 8 * 602
+
+    def script(self, state, clients):
+        (job,) = clients.send([3], self.asks_first, params=state.params)
+        clients.receive(until=5.0)
+        clients.cancel(job)
+        return replace(state, seen=tuple(clients.receive(until=60.0).ids))
+
+    run = play(script)
+    assert run.state.seen == ()
+    assert (run.host.ledger.up, run.host.ledger.down) == (0, 2 * size)
 
 
 def test_a_cancelled_job_leaves_no_trace_and_frees_its_client():

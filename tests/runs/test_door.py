@@ -208,3 +208,38 @@ def test_what_is_wrong_inside_start_is_not_taken_for_the_earlier_run():
     first = fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), rounds=1)
     with pytest.raises(AttributeError, match="modle"):
         fl.run(Broken(), fl.Classification(model=linear), federation(), rounds=1, before=first)
+
+
+FAMILY = {"narrow": "mlp:6,6", "wide": "mlp:6,5"}
+OTHERWISE = {
+    "another network": (fl.FedAvg(), fl.FedAvg(), "mlp:7", r"its params is \(\d+,\), and this run's \(\d+,\)"),
+    "another network inside": (fl.Oort(), fl.Oort(), "mlp:7", r"its inner.params is \(\d+,\)"),
+    "other bitwidths": (fl.ProWD(bits=(32, 8)), fl.ProWD(bits=(32, 4)), "mlp:6", r"its lift holds \[8\].* also 4"),
+    "another dequantiser": (fl.ProWD(), fl.ProWD(window=3), "mlp:6", r"its lift\[8\] is \(3, 2, 8, 5\)"),
+    "other sizes": (fl.FedConv(rates=(1, 0.5)), fl.FedConv(rates=(1, 0.25)), "mlp:6", "its shrink holds .* also 0.25"),
+    "another strategy": (fl.FlexiFed(strategy="max"), fl.FlexiFed(strategy="basic"), FAMILY, "its table is"),
+    "another union": (fl.FedADP(), fl.FedADP(), {**FAMILY, "wide": "mlp:6,9"}, "its union is"),
+    "other personal layers": (fl.FedPer(), fl.FedPer(personal=()), "mlp:6", "its shared is"),
+}
+
+
+@pytest.mark.parametrize(("method", "next_method", "model", "said"), OTHERWISE.values(), ids=list(OTHERWISE))
+def test_a_run_with_another_network_or_other_settings_is_refused(
+    method: fl.Method, next_method: fl.Method, model: Any, said: str
+):
+    data = fl.Federation.from_clients([(X, Y)] * 2, classes=3, validation=fl.Data(x=X, y=Y))
+    network = FAMILY if isinstance(model, dict) else "mlp:6"
+    first = fl.run(method, fl.Classification(model=network), data, rounds=0)
+    with pytest.raises(ConfigError, match=rf"cannot start from the \w+ of an earlier run: {said}"):
+        fl.run(next_method, fl.Classification(model=model), data, rounds=1, before=first)
+
+
+def test_a_run_that_starts_from_another_draws_what_it_would_draw_afresh():
+    @dataclass(frozen=True)
+    class Noisy(fl.FedAvg):
+        def start(self, clients: fl.Clients, before: Any = None) -> Any:
+            return type(super().start(clients))(torch.randn(4, generator=clients.rng("noise")))
+
+    run = [fl.run(Noisy(), fl.Classification(model=linear), federation(), rounds=0)]
+    run.append(fl.run(Noisy(), fl.Classification(model=linear), federation(), rounds=0, before=run[0]))
+    assert torch.equal(run[0].state.params, run[1].state.params)

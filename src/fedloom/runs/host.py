@@ -94,7 +94,10 @@ class Host:
 
     # ------------------------------------------------------------ rounds
     def start(self, before: Any = None) -> None:
-        self.state = started(self.plan.method, self.clients, before)
+        self.state = self.plan.method.start(self.clients)
+        if before is not None:
+            self.draws, self.turns = {}, {}  # what was drawn for comparison is drawn again
+            self.state = started(self.plan.method, self.clients, before, self.state)
 
     def round(self) -> None:
         """One server step; the clock and the counters move with it."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fedloom.data import Data, Federation, load
 from fedloom.data.readers import read_frame
@@ -334,6 +334,70 @@ def test_files_of_another_set_are_said_to_be(monkeypatch, tmp_path):
 def test_datasets_that_are_refused(make, says):
     with pytest.raises(DataError, match=says):
         Federation.from_torch(make(), 2)
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, Dataset])
+def test_items_are_asked_for_where_a_dataset_makes_them(kind):
+    class Doubled(kind):
+        def __init__(self):
+            self.tensors = (torch.tensor(X), torch.tensor(Y))
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, i):
+            return 2 * self.tensors[0][i], self.tensors[1][i]
+
+    doubled = Federation.from_torch(Doubled(), 3, client_test=0.0).table.x
+    assert torch.equal(doubled.sum(0), 2 * Federation.from_arrays(torch.tensor(X), Y, 3).table.x.sum(0))
+
+
+class Picture:
+    """What is asked of an image of Pillow; `shown` is what it converts to."""
+
+    def __init__(self, pixels, mode, shown=None):
+        self.pixels, self.mode, self.shown = pixels, mode, shown
+
+    def getbands(self):
+        return tuple(self.mode)
+
+    def convert(self, mode):
+        assert mode == self.shown.mode
+        return self.shown
+
+    def __array__(self, dtype=None, copy=None):
+        return self.pixels
+
+
+GREEN = Picture(np.full((4, 5, 3), (0, 255, 0), np.uint8), "RGB")
+GREY = Picture(np.full((4, 5), 255, np.uint8), "L")
+PALETTE = Picture(np.full((4, 5), 7, np.uint8), "P", GREEN)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels"),
+    [
+        (GREEN, [0, 1, 0]),
+        (GREY, [1]),
+        (PALETTE, [0, 1, 0]),
+        (Picture(np.full((4, 5), True), "1", GREY), [1]),
+        (Picture(np.full((4, 5), 65535, np.uint16), "I;16"), [1]),
+        (Picture(np.full((4, 5), 0.25, np.float32), "F"), [0.25]),
+    ],
+    ids=lambda given: getattr(given, "mode", ""),
+)
+def test_images_of_pillow_are_floats_with_channels_first(image, channels):
+    table = Federation.from_torch([(image, k % 2) for k in range(6)], 2).table
+    assert table.x.dtype == torch.float32
+    assert torch.equal(table.x, torch.tensor(channels).float().view(1, -1, 1, 1).expand(6, -1, 4, 5))
+    columns = {"v": [image] * 6, "k": [0, 1] * 3}
+    made = type("Split", (), {"column_names": [*columns], "__getitem__": lambda self, name: columns[name]})()
+    assert torch.equal(Federation.from_huggingface(made, 2, x="v", y="k").table.x, table.x)
+
+
+def test_an_image_that_is_the_label_is_the_class_of_each_pixel():
+    table = Federation.from_torch([(GREEN, PALETTE)] * 6, 2).table
+    assert torch.equal(table.y, torch.full((6, 4, 5), 7))
 
 
 def test_hugging_face_columns():

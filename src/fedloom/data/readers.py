@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from fedloom.errors import ConfigError, DataError, MissingExtra, unknown
 
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
 
 def read_dataset(dataset: Any, fields: Sequence[str], where: str) -> dict[str, Any]:
-    tensors = getattr(dataset, "tensors", None)  # TensorDataset
-    if tensors is not None:
-        return dict(zip(_enough(fields, len(tensors), where), tensors))
+    if getattr(type(dataset), "__getitem__", None) is TensorDataset.__getitem__:  # items are rows, as they lie there
+        return dict(zip(_enough(fields, len(dataset.tensors), where), dataset.tensors))
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and len(dataset)):
         raise DataError(
             f"{where}: needs a map-style dataset (with len and [i]) that is not empty; given {type(dataset).__name__} "
@@ -57,9 +57,24 @@ def _enough(fields: Sequence[str], n: int, where: str) -> Sequence[str]:
 
 def _stack(values: Sequence[Any], name: str, where: str) -> Any:
     try:
-        return torch.stack(list(values)) if isinstance(values[0], Tensor) else np.stack([np.asarray(v) for v in values])
+        if isinstance(values[0], Tensor):
+            return torch.stack(list(values))
+        return np.stack([_array(value, label=name == "y") for value in values])
     except (RuntimeError, ValueError, TypeError) as error:
         raise DataError(f"{where}: the items' {name!r} do not stack into one array: {error}") from error
+
+
+def _array(value: Any, label: bool) -> np.ndarray:
+    """A value of an item as an array; an image of Pillow channels first and in the colours it shows, or, where it is
+    the label, the class of each pixel."""
+    if label or not hasattr(value, "getbands"):
+        return np.asarray(value)
+    if value.mode in ("1", "P"):  # stored as bits, or as places in a palette
+        value = value.convert("L" if value.mode == "1" else "RGB")
+    pixels = np.asarray(value)
+    if pixels.dtype == np.uint16:
+        pixels = (pixels / 65535).astype(np.float32)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def read_frame(path: Path, kind: str) -> pd.DataFrame:
@@ -98,8 +113,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def column(dataset: Any, name: str, length: int) -> Any:
-    """One column of a Hugging Face dataset as an array: images channels first 0..1, text as `length` bytes (as it is
-    for length 0), numbers.
+    """One column of a Hugging Face dataset as an array: images channels first 0..1, text as `length` bytes, numbers;
+    for length 0 labels: text as it is, and an image as the class of each pixel.
 
     Raises:
         ConfigError: there is no such column.
@@ -116,11 +131,9 @@ def column(dataset: Any, name: str, length: int) -> Any:
     if isinstance(rows[0], str):
         return text_rows(rows, length) if length else np.array(rows)
     try:
-        values = np.stack([np.asarray(row) for row in rows])
+        values = np.stack([_array(row, label=not length) for row in rows])
     except ValueError as error:
         raise DataError(f"column {name!r}: the rows do not stack into one array: {error}") from error
-    if hasattr(rows[0], "getbands"):  # an image: rows of pixels, channels last
-        values = values[:, None] if values.ndim == 3 else values.transpose(0, 3, 1, 2)
     if values.dtype == object:
         raise ConfigError(f"column {name!r} holds {type(rows[0]).__name__}; choose a column of numbers, images or text")
     return values

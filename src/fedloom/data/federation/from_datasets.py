@@ -26,8 +26,8 @@ def from_torch(
     """Clients out of a map-style PyTorch dataset, whose items are tuples (named by `fields`) or dicts. A
     `test`, `public` or `validation` that is a dataset is read the same way. Other options: `from_data`.
 
-    Items are read once and stacked, so the tensors of all samples must have one shape and no transform
-    should be random.
+    Items are read once and stacked, so the tensors of all samples must have one shape and no transform should be
+    random. Images of Pillow become float 0..1 channels first, or, as `y`, the class of each pixel.
     """
     for key in ("test", "public", "validation"):
         if hasattr(options.get(key), "__getitem__") and not isinstance(options[key], Data | tuple | dict | str):
@@ -50,9 +50,9 @@ def from_huggingface(
 ) -> Federation:
     """Clients out of one split of a Hugging Face dataset: column `x` becomes the input, `y` the label.
 
-    Images become float 0..1 channels first, numbers tensors, text in `x` rows of `length` UTF-8 bytes; labels that are
-    text are numbered. `group` names a column of natural clients. Other options: `from_data` (a `test` that is a dataset
-    is read the same way).
+    Images become float 0..1 channels first (in `y` the class of each pixel), numbers tensors, text in `x` rows of
+    `length` UTF-8 bytes; labels that are text are numbered. `group` names a column of natural clients. Other options:
+    `from_data` (a `test` that is a dataset is read the same way).
     """
     if length < 1:
         raise ConfigError(f"text is cut to length=1 or more bytes; given {length}")

@@ -16,6 +16,7 @@ import fedloom as fl
 from fedloom.keyed import uniform
 from fedloom.methods.systems.arrivals import Group, place, whole
 from fedloom.testing.problems import quadratics
+from fedloom.timing.devices import Device
 
 P = N / N.sum()
 SOLVER = fl.SGD(lr=0.05, batch_size=3)
@@ -197,7 +198,27 @@ def test_a_client_whose_job_failed_leaves_its_group():
 
 
 def test_whole():
-    assert [whole(q) for q in (2.999999, 3 - 1e-12, 3.0, 3.9)] == [2, 3, 3, 3]
+    assert [whole(q, 1.0) for q in (2.999999, 3 - 1e-12, 3.0, 3.9)] == [2, 3, 3, 3]
+    assert whole(4.0, 0.5) == 8
+
+
+def test_who_takes_no_time_joins_nobody_and_has_most_steps():
+    groups, steps = place(OPEN, 3, {3: 0.0, 9: 1.0}, 20.0, **BOUNDS)
+    assert (steps, groups[5]) == (100, Group(20.0, 20.0, frozenset({3})))
+
+
+def test_a_world_that_takes_no_time():
+    """Every reply is in at once, so each makes a step by itself, fresh."""
+    got = run(METHOD, rounds=9, world=fl.World(devices=[Device()]))
+    assert (got.state.version, got.host.now, got.state.late) == (9, 0.0, ())
+
+
+def test_without_slack_who_takes_as_long_as_expected_is_in_time():
+    def staleness(slack):
+        world = fl.World(step_seconds=0.1, spread=0.4, latency=0.01, seed=3)
+        return [row["staleness"] for row in run(replace(METHOD, slack=slack), rounds=14, world=world).rows]
+
+    assert staleness(1.0) == staleness(1 + 1e-6)
 
 
 # ------------------------------------------------------------------------------------------- its figures

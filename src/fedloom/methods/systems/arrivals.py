@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedloom.method import State
+
+IN_TIME = 1 + 1e-9
+"""A group waits at least this long: who takes as long as expected is in time, whatever its sum rounds to."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,20 @@ def place(
     """
     left = {k: replace(g, out=g.out - {i}) for k, g in groups.items()}  # where its last job failed
     groups, s = {k: g for k, g in left.items() if g.members}, seconds[i]
-    joins = {k: whole((g.expected - now) / s) for k, g in groups.items()}
+    joins = {k: whole(g.expected - now, s) for k, g in groups.items()}
     joins = {k: q for k, q in joins.items() if least <= q <= most}
     if joins:
         k = max(joins, key=lambda k: (joins[k], k))
         group, steps = groups[k], joins[k]
     else:
         again = [g.latest + most * min(seconds[j] for j in g.members) for g in groups.values() if now < g.latest]
-        meets = [q for end in again if (q := whole((end - now) / s)) <= most]
+        meets = [q for end in again if (q := whole(end - now, s)) <= most]
         steps = max(least, max(meets, default=most))
-        k, group = max(groups, default=-1) + 1, Group(now + steps * s, now + slack * steps * s)
+        lasts = steps * s
+        k, group = max(groups, default=-1) + 1, Group(now + lasts, now + max(slack, IN_TIME) * lasts)
     return groups | {k: replace(group, out=group.out | {i})}, steps
 
 
-def whole(steps: float) -> int:
-    """Floor, of numbers that may be a rounding short of a whole one."""
-    return math.floor(steps + 1e-9)
+def whole(seconds: float, each: float) -> int:
+    """Steps that fit into so many seconds, which may be a rounding short; no end of them where they take none."""
+    return math.floor(seconds / each + 1e-9) if each else sys.maxsize

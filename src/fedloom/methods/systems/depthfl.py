@@ -141,7 +141,7 @@ class DepthFL(Method):
         params = state.params + moved / owners.clamp(min=1)
         if self.alpha:
             params = torch.where(owners > 0, params - h / self.alpha, params)
-        return DepthFLState(params, h, t + 1)
+        return DepthFLState(params.to(state.params.dtype), h.to(state.h.dtype), t + 1)
 
     async def personalise(self, client: Client, params: Tensor) -> Callable[..., Tensor]:
         """The mean of the exits the client owns."""

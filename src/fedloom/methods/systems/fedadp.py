@@ -90,7 +90,7 @@ class FedADP(Method):
             own = slice(at, at + ways[network].size)
             total, weight = got.params.total[own], got.params.held[own][0]
             if weight > 0:
-                union = union + weight / got.weight * ways[network].up(total / weight)
+                union = union + weight / got.weight * ways[network].up((total / weight).to(union.dtype))
         return FedADPState(union=union)
 
     def down(self, state: FedADPState, id: int) -> dict[str, Any]:

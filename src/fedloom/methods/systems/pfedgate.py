@@ -126,7 +126,7 @@ class PFedGate(Method):
         if got.count == 0:
             return state
         step = got.delta.over(torch.zeros_like(state.params)) if self.by_users else got.delta.total / got.weight
-        return replace(state, params=state.params + step)
+        return replace(state, params=state.params + step.to(state.params.dtype))
 
     async def personalise(self, client: Client, params: Tensor) -> Tensor:
         blocks = blocks_of(client.model, self.blocks)

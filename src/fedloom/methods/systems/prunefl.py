@@ -129,7 +129,7 @@ class PruneFL(Pruned):
         if self.initial == 0:
             return params, torch.ones_like(params, dtype=torch.bool)
         got = clients.mean(self.alone, clients.sample(1), weight=1, params=params)
-        return (got.kept.total, got.kept.held > 0) if got.count else None
+        return (got.kept.total.to(params.dtype), got.kept.held > 0) if got.count else None
 
     async def alone(self, client: Client, params: Tensor) -> Message:
         mask, settled = torch.ones_like(params, dtype=torch.bool), 0

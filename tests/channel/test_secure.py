@@ -153,10 +153,12 @@ def test_what_a_reply_may_hold():
     assert isinstance(packed.y, torch.Tensor)
     for odd, why in (
         (Message(x=torch.tensor([16.1])), r"field 'x' holds entries beyond 16.*secure:range"),
-        (Message(n=2.0**31), "field 'n' is a number beyond"),
-        (Message(k=torch.tensor([2**24])), "whole numbers beyond"),
-        (Message(a=At(torch.tensor([1, 1]), torch.ones(2), 3)), "a position twice"),
+        (Message(n=2.0**31), "field 'n' is a number beyond.*Divide it$"),
+        (Message(k=torch.tensor([2**24])), "whole numbers beyond 8,388,608.*more bits"),
+        (Message(a=At(torch.tensor([1, 1]), torch.ones(2), 3)), "a position twice.*as one$"),
         (Message(name="a"), r"'name' \(str, 1 bytes\) cannot be added up"),
+        (Message(t={"z": torch.ones(2) * 1j}), r"'t.z' \(complex64, 16 bytes\) cannot be added up"),
+        (Message(c=torch.ones(2).to(torch.float8_e5m2)), r"'c' \(float8_e5m2, 2 bytes\) cannot be added up"),
     ):
         with pytest.raises((MessageError, NotSupported), match=why):
             stage.encode(odd, sender())
@@ -179,6 +181,8 @@ def test_bytes_are_those_of_the_ring():
         '["dict",[["x",["tensor","float33",[2]]]]]',
         '["dict",[["x",["tensor","float32",[-1]]]]]',
         '["dict",[["x",["at",3,[4],"float32"]]]]',
+        '["dict",[["x",["at",3.0,[3],"float32"]]]]',
+        '["dict",[["x",["dict",[[0.5,["none"]]]]]]]',
         '["dict",[[1,["none"]]]]',
         '["dict",[["x",["?"]]]]',
     ],
@@ -383,6 +387,25 @@ def test_fields_in_another_order_are_the_same_fields():
     assert done.left_out == {}
     assert (done.total.values["a"], done.total.values["t"]["x"]) == (3.0, 6.0)
     assert done.total.values["t"]["y"].tolist() == [2.0, 2.0]
+
+
+def test_dicts_by_whole_numbers():
+    stage = Secure()
+    replies = [Message(models={5: torch.ones(2), 10: {"n": 1.0}}), Message(models={10: {"n": 3}, 5: torch.zeros(2)})]
+    done = secured(stage, Fold(1.0), [(k, on_grid(stage, m), 1) for k, m in enumerate(replies)], [0, 1])
+    assert (done.total.values["models"][5].tolist(), done.total.values["models"][10]) == ([1.0, 1.0], {"n": 4.0})
+    with pytest.raises(MessageError, match=r"by text or whole numbers; given the key \(0, 1\)"):
+        Form.of(Message(models={(0, 1): 1.0}))
+
+
+def test_numbers_fit_beside_the_largest_weights():
+    """A ring of 64 bits has room for entries with weights of 2^40 in all; the halves of a number have not."""
+    stage, w = Secure(ring=64), 30000 / 4
+    there = [(k, on_grid(stage, Message(loss=-0.3, large=2.0**30, w=w)), 1) for k in range(4)]
+    total = secured(stage, Fold("w"), there, range(4)).total
+    assert divided(total.values, total.weight) == pytest.approx({"loss": -0.3, "large": 2.0**30, "w": w}, rel=1e-9)
+    beyond = [(k, on_grid(stage, Message(loss=-0.3, w=40000.0)), 1) for k in range(4)]
+    assert "less than 8192 in this ring" in secured(stage, Fold("w"), beyond, range(4)).left_out[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -36,7 +36,9 @@ NUMBER = 16
 WEIGHT = 8
 _FRACTION, _HALF = 32, 31  # a number v is V = v 2^32 = high 2^31 + low
 _LARGEST = 1 << 30
-_KINDS = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+ROOM = 1 << 31
+"""What the weights of numbers must add up to less than: either half of one, times that, is below 2^63."""
+KINDS = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 # ---------------------------------------------------------------- onto the grid
@@ -54,7 +56,10 @@ def snapped(values: Tensor, step: float, limit: int, rounding: str, rng: torch.G
     """
     if not values.is_floating_point():
         if values.numel() and not (-limit <= int(values.min()) and int(values.max()) <= limit):
-            raise MessageError(f"holds whole numbers beyond {limit}")
+            raise MessageError(
+                f"holds whole numbers beyond {limit:,}, which the secure sum does not take. Give entries more bits: "
+                f"secure:bits=..., and the ring as many"
+            )
         return values
     q = values.double() / step
     if rounding == "stochastic":
@@ -63,7 +68,10 @@ def snapped(values: Tensor, step: float, limit: int, rounding: str, rng: torch.G
     else:
         q = q.trunc() if rounding == "zero" else q.round()
     if bool((q.abs() > limit).logical_and(q.isfinite()).any()):
-        raise MessageError(f"holds entries beyond {limit * step:g}")
+        raise MessageError(
+            f"holds entries beyond {limit * step:g}, which the secure sum does not take. Bound it (a stage clip:NORM "
+            f"before it), or give it more range: secure:range=..., a power of two"
+        )
     return (q * step).to(values.dtype)
 
 
@@ -74,7 +82,7 @@ def snapped_number(value: float) -> float:
         MessageError: beyond 2^30.
     """
     if math.isfinite(value) and abs(value) > _LARGEST:
-        raise MessageError(f"is a number beyond {_LARGEST:,}")
+        raise MessageError(f"is a number beyond {_LARGEST:,}, which the secure sum does not take. Divide it")
     if isinstance(value, int) or not math.isfinite(value):
         return value
     return round(value * 2.0**_FRACTION) * 2.0**-_FRACTION
@@ -120,25 +128,29 @@ class Form:
 
 
 _SHAPED = ("tensor", "at")
+_NAMES = (str, int)
 
 
 def _spec(value: Value) -> Any:
     if isinstance(value, Tensor):
-        return ["tensor", _kind(value), list(value.shape)]
+        return ["tensor", kind_of(value), list(value.shape)]
     if isinstance(value, At):
-        return ["at", value.size, [value.size, *value.values.shape[1:]], _kind(value.values)]
+        return ["at", value.size, [value.size, *value.values.shape[1:]], kind_of(value.values)]
     if isinstance(value, bool | int | float):
         return ["number"]
     if value is None:
         return ["none"]
     if is_mapping(value):
+        if odd := [k for k in value if type(k) not in _NAMES]:
+            raise MessageError(f"a secure sum takes dicts by text or whole numbers; given the key {odd[0]!r}")
         return ["dict", [[k, _spec(v)] for k, v in _in_order(value)]]
     if is_row(value):
         return ["tuple" if isinstance(value, tuple) else "list", [_spec(v) for v in value]]
     raise MessageError(f"a sum adds tensors, numbers and At; given {type(value).__name__}")
 
 
-def _kind(t: Tensor) -> str:
+def kind_of(t: Tensor) -> str:
+    """As forms call the type of a tensor's entries; those of `KINDS` can be added up."""
     return str(t.dtype).removeprefix("torch.")
 
 
@@ -146,15 +158,16 @@ def _check(spec: Any, top: bool = False) -> None:
     kind = spec[0]
     if kind == "dict":
         for name, inner in spec[1]:
-            _require(isinstance(name, str))
+            _require(type(name) in (_NAMES[:1] if top else _NAMES))
             _check(inner)
     elif kind in ("list", "tuple") and not top:
         for inner in spec[1]:
             _check(inner)
     elif kind in _SHAPED and not top:
-        _require(spec[1 if kind == "tensor" else 3] in _KINDS)
-        _require(all(type(n) is int and 0 <= n < 1 << 40 for n in spec[2]))
+        sizes = spec[2] if kind == "tensor" else [spec[1], *spec[2]]
+        _require(all(type(n) is int and 0 <= n < 1 << 40 for n in sizes))
         _require(kind == "tensor" or spec[1] == spec[2][0])
+        _require(spec[1 if kind == "tensor" else 3] in KINDS)
     else:
         _require(kind in ("number", "none") and not top)
 

@@ -16,7 +16,7 @@ from fedloom.errors import ConfigError, MessageError, MissingExtra, NotSupported
 from fedloom.message import At, Message, Value, nbytes, opened
 from fedloom.trees import is_mapping, is_row, like
 
-from .ring import NUMBER, snapped, snapped_number
+from .ring import KINDS, NUMBER, ROOM, kind_of, snapped, snapped_number
 
 if TYPE_CHECKING:
     from fedloom.engines.base import Plan
@@ -54,7 +54,7 @@ class Secure(Stage):
 
     Entries are rounded to multiples of `step = range / 2^(bits-1)` and added up as integers modulo 2^ring, so sums are
     exact: the same bits as the plain sum of the rounded replies, in any order and with any drop-outs. Numbers in
-    replies are rounded to 2^-32. The weights of a weighted sum go through it as well.
+    replies are rounded to 2^-32, those that replies are weighted by to 2^-16 as weights: they go through it as well.
 
     Refused, because single replies would be seen, or the sum would not be one: methods that read single replies, talk
     to peers or run on a clock; a compressor (all entries are sent, masked ones cannot be left out); stages after it,
@@ -103,8 +103,8 @@ class Secure(Stage):
 
     @property
     def room(self) -> int:
-        """What the weights of a sum must add up to less than."""
-        return 1 << (self.ring - self.bits)
+        """What the weights of a sum must add up to less than, in whole units: for entries, and for numbers."""
+        return min(1 << (self.ring - self.bits), ROOM)
 
     def least(self, asked: int) -> int:
         """How many of the clients asked every phase takes; 2 at least."""
@@ -142,7 +142,7 @@ class Secure(Stage):
         if clients < 2:
             raise NotSupported(f"a secure sum over {clients} client is its reply; it takes 2 clients or more")
         weights = int(plan.federation.sizes().sum())
-        if max(weights, clients) >= min(self.room, 1 << 31):
+        if max(weights, clients) >= self.room:
             bits = self.ring - max(weights, clients).bit_length()
             raise NotSupported(
                 f"the weights of {clients} clients, {weights:,} samples, and entries of {self.bits} bits can exceed a "
@@ -173,25 +173,22 @@ class Secure(Stage):
             try:
                 return InRing(self._on_grid(path, v, rng), self.ring)
             except MessageError as e:
-                raise MessageError(
-                    f"field {path!r} {e}, which the secure sum does not take. Bound it (a stage clip:NORM before it), "
-                    f"or give it more range: secure:range=..., a power of two (now {self.range:g})"
-                ) from None
+                raise MessageError(f"field {path!r} {e}") from None
 
         return Message({k: walk(k, v) for k, v in opened(message).items()})
 
     def _on_grid(self, path: str, v: Value, rng: torch.Generator | None) -> Value:
-        limit = 1 << (self.bits - 1)
-        if isinstance(v, Tensor):
-            return snapped(v, self.step, limit, self.rounding, rng)
-        if isinstance(v, At):
-            if len(v.index.unique()) < len(v.index):
-                raise MessageError("names a position twice")
-            return At(v.index, snapped(v.values, self.step, limit, self.rounding, rng), v.size, v.known)
+        limit, t = 1 << (self.bits - 1), v.values if isinstance(v, At) else v
+        if isinstance(t, Tensor) and kind_of(t) in KINDS:
+            if isinstance(v, At) and len(v.index.unique()) < len(v.index):
+                raise MessageError("names a position twice: give a secure sum what belongs there as one")
+            on = snapped(t, self.step, limit, self.rounding, rng)
+            return At(v.index, on, v.size, v.known) if isinstance(v, At) else on
         if isinstance(v, bool | int | float):
             return snapped_number(v)
+        what = kind_of(t) if isinstance(t, Tensor) else type(v).__name__
         raise NotSupported(
-            f"field {path!r} ({type(v).__name__}, {nbytes(v)} bytes) cannot be added up, and {self} sends nothing else"
+            f"field {path!r} ({what}, {nbytes(v)} bytes) cannot be added up, and {self} sends nothing else"
         )
 
     # ------------------------------------------------------------ weights
@@ -207,9 +204,10 @@ class Secure(Stage):
             return 1
         w = round(fold.of(Message(message), samples) * (1 << _SHARE))
         if w * asked >= self.room:
+            more = f"; {_wider(self)} takes more" if self.room < ROOM and self.ring < 64 else ""
             raise MessageError(
                 f"the weight {fold.weight!r} is too large for a secure sum of {asked}: less than "
-                f"{self.room / asked / (1 << _SHARE):g} in this ring; {_wider(self)} takes more"
+                f"{self.room / asked / (1 << _SHARE):g} in this ring{more}"
             )
         return w
 

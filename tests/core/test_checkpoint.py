@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 import fedloom as fl
 from fedloom.errors import CheckpointError
 from fedloom.runs import checkpoint
+from fedloom.selection import Uniform
 from fedloom.testing import Trial, difference, outcome
 
 PROGRAM = """
@@ -137,6 +139,17 @@ def make(folder, **options):
     return Trial(fl.FedAvg).experiment(out=folder, checkpoint_seconds=0.0, evaluate_every=1, **options)
 
 
+def stopped(experiment, after):
+    """Ended by force after a round, whose checkpoint comes after its event."""
+
+    def stop(event):
+        if event["event"] == "round" and event["round"] == after + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(experiment, observers=(stop,)).run()
+
+
 def test_a_truncated_newest_checkpoint_costs_one_round(tmp_path):
     reference = make(None, rounds=4).run()
     make(tmp_path, rounds=3).run()
@@ -183,6 +196,62 @@ def test_other_hyperparameters_are_refused(tmp_path):
     make(tmp_path).run()
     with pytest.raises(CheckpointError, match="hyperparameters"):
         make(tmp_path, method=fl.FedAvg(cohort=2)).run(resume=True)
+
+
+async def flipped(client, honest, **payload):
+    return await honest(client, **payload)
+
+
+@dataclass(frozen=True)
+class Squared(fl.Classification):
+    def losses(self, scores, batch):
+        return super().losses(scores, batch).square()
+
+
+class Alike(Uniform):
+    """Another policy with the same settings."""
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        ({"behave": {0: flipped}}, {}, r"behave: then \{0: <function flipped>\}, now \{\}"),
+        ({}, {"task": Squared(model="mlp:8,dim=6")}, "task: then Classification with .*, now Squared"),
+        (
+            {"method": fl.Selected(inner=fl.FedAvg(cohort=2), policy=Uniform())},
+            {"method": fl.Selected(inner=fl.FedAvg(cohort=2), policy=Alike())},
+            r"hyperparameters: .*policy=Uniform\(.*now .*policy=Alike\(",
+        ),
+    ],
+    ids=["an adversary", "a loss", "a policy"],
+)
+def test_what_the_rounds_so_far_were_run_with_is_not_changed_by_a_resume(tmp_path, then, now, told):
+    make(tmp_path, rounds=1, **then).run()
+    with pytest.raises(CheckpointError, match=f"belongs to another experiment.*{told}"):
+        replace(make(tmp_path, rounds=2), **now).run(resume=True)
+
+
+def test_an_earlier_run_is_asked_for_until_the_method_has_started_from_it(tmp_path):
+    first, other = make(None, rounds=1).run(), make(None, rounds=2).run()
+    whole = make(None, rounds=2, before=first).run()
+    stopped(make(tmp_path, rounds=2, before=first), after=0)
+    for before, told in ((None, "none"), (other, "FedAvgState")):
+        with pytest.raises(CheckpointError, match=f"before: then FedAvgState .*, now {told}"):
+            make(tmp_path, rounds=2, before=before).run(resume=True)
+    assert difference(outcome(make(tmp_path, rounds=2, before=first.state).run(resume=True)), outcome(whole)) == ""
+    assert difference(outcome(make(tmp_path, rounds=2).run(resume=True)), outcome(whole)) == ""
+
+
+@dataclass(frozen=True)
+class Ruled(fl.FedAvg):
+    rule: Callable[[float], float] = float
+
+
+def test_functions_of_ones_own_do_not_keep_a_run_from_being_resumed(tmp_path):
+    ruled = [Ruled(rule=lambda x: 2 * x) for _ in range(2)]
+    assert repr(ruled[0]) != repr(ruled[1]), "as in another process"
+    make(tmp_path, rounds=1, method=ruled[0]).run()
+    assert make(tmp_path, rounds=2, method=ruled[1]).run(resume=True).resumed_from == 1
 
 
 def test_killed_before_the_first_checkpoint_starts_again(tmp_path):
@@ -232,17 +301,6 @@ def test_more_rounds_after_a_last_word(tmp_path):
     assert difference(outcome(longer), outcome(whole)) == ""
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in lines] == [1, 2, 3, 4]
-
-
-def stopped(experiment, after):
-    """Ended by force after a round, whose checkpoint comes after its event."""
-
-    def stop(event):
-        if event["event"] == "round" and event["round"] == after + 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace(experiment, observers=(stop,)).run()
 
 
 def test_a_run_that_ends_where_it_was_stopped_has_its_last_word_and_its_last_figures(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import fedloom as fl
 from fedloom.errors import ConfigError, FedloomWarning
@@ -146,6 +147,14 @@ def test_runs_made_of_objects_are_one_group_where_they_differ_in_their_seed_alon
     found = {tuple(sorted(r.place.name for r in g.records if r.place)) for g in groups}
     assert found == {("another seed", "as it is"), *((place,) for place in DECIDED if place != "as it is")}
     assert len({g.label for g in groups}) == len(groups)
+
+
+def test_networks_made_by_functions_of_ones_own_do_not_keep_seeds_apart():
+    federation = fl.federate("digits", 4, "iid", limit=120)
+    tasks = [fl.Classification(model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))) for _ in range(2)]
+    assert repr(tasks[0]) != repr(tasks[1]), "as in another process"
+    runs = [fl.run(fl.FedAvg(), task, federation, rounds=0, seed=seed) for seed, task in enumerate(tasks)]
+    assert [len(group.records) for group in as_groups(runs)] == [2]
 
 
 def test_in_memory_a_run_says_the_same_of_itself_as_in_its_folder(tmp_path: Path):

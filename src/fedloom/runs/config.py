@@ -16,7 +16,7 @@ from fedloom.timing.world import World
 from fedloom.trees import is_mapping, is_row
 
 from . import files
-from .describe import plain, versions
+from .describe import plain, said, versions
 from .options import written
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def _of_objects(e: Experiment) -> dict[str, Any]:
         "per_client": e.per_client,
         "channel": [str(stage) for stage in Channel.of(e.channel).stages],
         "made_in_python": "task, data and method are objects of a program; run it to repeat this",
-        "task": repr(e.task),
+        "task": said(e.task),
         "clock": None if e.clock is None else type(e.clock).__name__,
         "before": None if e.before is None else type(getattr(e.before, "state", e.before)).__name__,
         "behave": {
-            str(id): getattr(program, "__qualname__", repr(program)) for id, program in (e.behave or {}).items()
+            str(id): getattr(program, "__qualname__", said(program)) for id, program in (e.behave or {}).items()
         },
         "set": _settings(e.method),
         "world": _settings(world),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -31,7 +32,12 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return value if isinstance(value, int | float | str | bool | type(None)) else repr(value)
+    return value if isinstance(value, int | float | str | bool | type(None)) else said(value)
+
+
+def said(thing: Any) -> str:
+    """What a thing says of itself, the same in every process: `repr` without addresses."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

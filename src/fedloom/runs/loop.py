@@ -6,8 +6,9 @@ import gc
 import json
 import math
 import time
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from fedloom.written import dumps, loads, safetensors_of
 
 from . import checkpoint, files
 from .config import choices_in, write_config
-from .describe import COUNTS, flat, plain, reached, spent, versions
+from .describe import COUNTS, flat, plain, reached, said, spent, versions
 from .host import Host
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Run:
             "seed": e.seed,
             "data": plan.federation.name,
             "data_sha256": plan.federation.sha256,
+            "model": "+".join(plan.models),
             "parameters": plan.model.layout.size,
             "versions": versions(),
         }
@@ -326,7 +328,7 @@ class Run:
             self.out / folder,
             host.version,
             {
-                "identity": identity(self.experiment),
+                "identity": self._identity,
                 "state": host.state,
                 "started": self.started,
                 "memories": host.memories,
@@ -354,6 +356,10 @@ class Run:
             },
         )
 
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        return identity(self.experiment)
+
     def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
@@ -370,10 +376,10 @@ class Run:
             troubles += more
         for line in troubles:
             self._say("note", text=line)
-        mine = identity(self.experiment)
-        differ = {k: (v, mine[k]) for k, v in saved["identity"].items() if mine.get(k) != v}
+        mine, its = self._identity, saved["identity"]
+        differ = [k for k in its if mine.get(k) != its[k] and not (k == "before" and saved["started"])]
         if differ:
-            told = "; ".join(f"{k}: then {a}, now {b}" for k, (a, b) in differ.items())
+            told = "; ".join(f"{k}: then {its[k]}, now {mine.get(k)}" for k in differ)
             raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
         if saved["version"] > self.experiment.rounds:
             raise CheckpointError(
@@ -425,16 +431,21 @@ class Run:
             observer({"event": event, "round": getattr(getattr(self, "host", None), "version", 0), **content})
 
 
-def identity(e: Experiment) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued."""
+def identity(e: Experiment) -> dict[str, str]:
+    """What must be the same for a checkpoint to be continued; `before` only until the method has started."""
+    before = getattr(e.before, "state", e.before)
+    task = {f.name: getattr(e.task, f.name) for f in fields(e.task) if f.name != "model"}
     return {
         "method": e.method.card.id,
-        "hyperparameters": json.dumps(plain(asdict(e.method) if is_dataclass(e.method) else {}), sort_keys=True),
-        "seed": e.seed,
+        "hyperparameters": said(e.method),
+        "seed": str(e.seed),
         "data": e.federation.sha256,
         "dtype": str(e.dtype),
-        "channel": repr(Channel.of(e.channel).stages),
-        "world": repr(e.world or World()),
+        "channel": said(Channel.of(e.channel).stages),
+        "world": said(e.world or World()),
+        "task": f"{type(e.task).__name__} with {said(task)}",
+        "behave": said(dict(sorted((e.behave or {}).items()))),
+        "before": "none" if before is None else f"{type(before).__name__} {sha256(dumps(before)).hexdigest()[:12]}",
     }
 
 

@@ -16,7 +16,7 @@ BY_SUMS = ["depthfl", "fedadp", "pfedgate", "prunefl"]
 def test_models_stay_as_narrow_as_they_began(id):
     e = example_of(catalogue()[id])
     options = {"dtype": torch.bfloat16, "engine": "sequential", "evaluate_every": 0, "world": e.world}
-    got = fl.run(e.method, e.task, e.federation(SIZES, torch.bfloat16), rounds=2, **options)
+    got = fl.run(e.method, e.task, e.federation(SIZES, torch.bfloat16), rounds=1, **options)
     narrow = {name: value.dtype for name, value in vars(got.state).items() if name in ("params", "union", "h")}
     assert narrow
     assert set(narrow.values()) == {torch.bfloat16}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .card import Card
 from .checked import Checked
 from .errors import ConfigError, unknown
+from .named import own
 from .written import record
 
 if TYPE_CHECKING:
@@ -143,24 +144,21 @@ def catalogue() -> dict[str, type[Method]]:
 
 
 def method_named(name: str) -> type[Method]:
-    """A method by its id, or by `module:Class` for one of your own.
+    """A method by its id, or by `module:Class` or `file.py:Class` for one of your own.
 
     Raises:
         ConfigError: unknown, with the nearest names.
     """
     if ":" in str(name):
-        module, _, cls = name.partition(":")
-        if "/" in module or module.endswith(".py"):
-            named = module.removeprefix("./").removesuffix(".py").replace("/", ".")
-            raise ConfigError(f"a module is named as Python imports it, not as a file: {named}:{cls}; given {name!r}")
         try:
-            found = getattr(importlib.import_module(module), cls)
-        except Exception as e:  # whatever a module of the user's own raises
-            if isinstance(e, ModuleNotFoundError) and module in catalogue():
+            found = own(name, "method")
+        except ConfigError as e:
+            module = name.partition(":")[0]
+            if isinstance(e.__cause__, ModuleNotFoundError) and module in catalogue():
                 raise ConfigError(
                     f"settings of {module} are written name=value: {module}:cohort=5; given {name!r}"
                 ) from None
-            raise ConfigError(f"cannot load the method {name!r}: {type(e).__name__}: {e}") from e
+            raise
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ConfigError(f"{name!r} is not a subclass of fedloom.Method")
         if not isinstance(getattr(found, "card", None), Card) or not is_dataclass(found):
@@ -168,6 +166,6 @@ def method_named(name: str) -> type[Method]:
         return found
     known = catalogue()
     if name not in known:
-        more = "`fedloom methods` lists them all. A method of your own is named as mypackage.module:Class."
+        more = "`fedloom methods` lists them all. One of your own is named as file.py:Class, or mypackage.module:Class."
         raise unknown("method", name, known, more)
     return known[name]

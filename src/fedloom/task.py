@@ -72,8 +72,9 @@ class Task(Checked):
     """A network (or several) with its loss.
 
     Args:
-        model: a name of `fedloom.models`, an `nn.Module`, a function that makes one, or a dict of these by name when
-            clients differ (client i takes entry `i % len(model)` unless `assign` says otherwise).
+        model: a name of `fedloom.models` or of your own ("nets.py:Net"), an `nn.Module`, a function that makes one, or
+            a dict of these by name when clients differ (client i takes entry `i % len(model)` unless `assign` says
+            otherwise).
         assign: client id -> name of its model.
         buffers: what becomes of running statistics (BatchNorm): "vector" makes them entries of the model's vector, so
             a method averages or keeps them as it does its weights; "batch" keeps none (batch statistics always);

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 
 from fedloom.cli import main
 from fedloom.cli.checking import findings
-from fedloom.cli.running import split_method
 from fedloom.errors import FedloomWarning
+from fedloom.named import split
 from fedloom.runs import Recipe
 
 QUICK = ["--data", "digits", "--clients", "8", "--rounds", "3", "--engine", "sequential", "--limit", "200"]
@@ -142,7 +143,7 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, mo
         (["run", "fedavg", "fedprox"], "Say: fedloom compare fedavg fedprox"),
         (["run", "fedavg", "solver.lr=1", "cohort=2"], "Say: fedloom run fedavg --set solver.lr=1 --set cohort=2"),
         (["run", "fedprox:mu"], "fedprox:cohort=5; given 'fedprox:mu'"),
-        (["run", "./my/own.py:Mine"], "my.own:Mine; given './my/own.py:Mine'"),
+        (["run", "./my/own.py:Mine"], "no file './my/own.py' in "),
         (["run", "fedavg", "--world", "spread"], "--world spread=0.5"),
         (["run", "fedavg", "--rounds", "ten"], "--rounds takes a whole number; given 'ten'"),
         (["run", "fedavg", "--val", "half"], "--val takes a number; given 'half'"),
@@ -256,7 +257,7 @@ def test_data_is_measured_and_drawn(capsys, tmp_path: Path):
     ],
 )
 def test_a_method_with_settings(text: str, name: str, options: list[str]):
-    assert split_method(text) == (name, options)
+    assert split(text) == (name, options)
 
 
 def test_a_method_of_the_folder_one_is_in_is_found(capsys, tmp_path: Path, monkeypatch):
@@ -277,6 +278,71 @@ def test_a_method_of_the_folder_one_is_in_is_found(capsys, tmp_path: Path, monke
     code, _, err = ran(capsys, "check", "ownthing:Bare")
     assert code == 2
     assert "card = Card(id=" in err
+
+
+OWN_CODE = """
+from dataclasses import dataclass
+import fedloom as fl
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, width: int = 8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))
+
+    def forward(self, x):
+        return self.layers(x)
+
+class Nine(Net):
+    def __init__(self):
+        super().__init__(classes=9)
+
+@dataclass(frozen=True)
+class Mine(fl.FedAvg):
+    rate: float = 0.5
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "own_code.py").write_text(OWN_CODE)
+    yield
+    for name in ("own_code", "lab.own_code", "lab"):
+        sys.modules.pop(name, None)
+
+
+def test_a_network_of_ones_own_is_run_repeated_and_resumed_by_its_name(capsys, own_code):
+    name = "lab/own_code.py:Net:width=12"
+    words = ["run", "fedavg", *QUICK, "--no-report", "--model", name]
+    code, printed, _ = ran(capsys, *words, "--json", "-o", "one")
+    assert code == 0
+    assert json.loads(printed)["model"] == name
+    assert json.loads(printed)["parameters"] == 64 * 12 + 12 + 12 * 10 + 10
+    assert f"--model {name}" in Recipe.from_toml(Path("one/config.toml")).command()
+    ran(capsys, "run", "--recipe", "one/config.toml", "--no-report", "-o", "again")
+    ran(capsys, *words, "--rounds", "1", "-o", "cut")
+    config = Path("cut/config.toml")
+    config.write_text(config.read_text().replace("rounds = 1", "rounds = 3"))
+    assert ran(capsys, "resume", "cut", "--no-report")[0] == 0
+    weights = {Path(folder, "model.safetensors").read_bytes() for folder in ("one", "again", "cut")}
+    assert len(weights) == 1
+    code, _, err = ran(capsys, *words[:-1], "lab/own_code.py:Nine", "-o", "nine")
+    assert code == 2
+    assert "the outputs of the network 'lab/own_code.py:Nine' are 9" in err
+
+
+def test_a_method_of_ones_own_is_named_by_its_file_and_so_is_one_inside_another(capsys, own_code):
+    _, printed, _ = ran(capsys, "show", "lab/own_code.py:Mine")
+    assert "rate" in printed
+    words = [*QUICK, "--no-report", "--json"]
+    _, printed, _ = ran(capsys, "run", "lab/own_code.py:Mine:rate=0.25,cohort=2", *words, "-o", "one")
+    assert json.loads(printed)["hyperparameters"]["rate"] == 0.25
+    settings = ["--set", "inner=lab/own_code.py:Mine", "--set", "inner.weight=uniform"]
+    assert ran(capsys, "run", "selected", *settings, *words, "-o", "two")[0] == 0
+    assert Recipe.from_toml(Path("two/config.toml")).set["inner"] == "lab/own_code.py:Mine"
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(capsys, tmp_path: Path):

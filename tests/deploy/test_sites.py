@@ -571,6 +571,22 @@ def test_no_code_is_imported_by_a_name_from_outside(named):
         Policy().check(Offer.read(content))
 
 
+@pytest.mark.parametrize(
+    "model", ["ours.nets:Net", "ours.nets:Net:width=8", "mlp+ours.nets:Net", "ours.py:Net", "fedloom.methods.py:Net"]
+)
+def test_a_network_from_outside_is_imported_only_of_listed_packages_and_never_by_its_file(model):
+    content = _offer(model="cnn:width=0.5").content()
+    Policy().check(Offer.read(content))
+    content["recipe"] = content["recipe"].replace("cnn:width=0.5", model)
+    with pytest.raises(Refused, match="code outside of Fedloom"):
+        Policy().check(Offer.read(content))
+    if ".py" not in model:
+        Policy(modules=["ours"]).check(Offer.read(content))
+    else:
+        with pytest.raises(Refused, match="code outside of Fedloom"):
+            Policy(modules=["ours"]).check(Offer.read(content))
+
+
 def test_what_sites_cannot_do_is_refused_at_the_door():
     with pytest.raises(NotSupported, match="along a graph"):
         _offer(method="dfedavgm")

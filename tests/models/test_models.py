@@ -1,7 +1,10 @@
 """The reference networks: sizes known from the literature, initialisation, features and head, specs."""
 
 import re
+import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +264,80 @@ def test_padding_does_not_change_the_features():
     padded = torch.cat([short, torch.zeros(5, 6, dtype=torch.long)], 1)
     assert torch.allclose(net(short), net(padded), atol=1e-5)
     assert net(torch.zeros(2, 12, dtype=torch.long)).isfinite().all()
+
+
+OWN = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, input_shape, classes, width: int = 4, drop: "float | None" = None, rate=1):
+        super().__init__()
+        self.body = nn.Linear(input_shape[0], width)
+        self.head = nn.Linear(width, classes)
+        self.told = (drop, rate)
+
+def bare():
+    return nn.Linear(8, 2)
+
+class Needs(nn.Module):
+    def __init__(self, width, depth: int):
+        super().__init__()
+
+def failing():
+    raise RuntimeError("by the user's own fault")
+
+def number():
+    return 3
+
+made = nn.Linear(8, 2)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "own_networks.py"
+    path.write_text(OWN)
+    yield str(path)
+    sys.modules.pop("own_networks", None)
+
+
+def test_a_network_of_ones_own_is_named_by_its_file_or_module(own_file: str):
+    net = models.build(f"{own_file}:Net:width=6,drop=0.5,rate=0.25", (8,), 3)
+    assert (net.body.in_features, net.body.out_features, net.head.out_features) == (8, 6, 3)
+    assert net.told == (0.5, 0.25)
+    again = models.build("own_networks:Net:width=6", (8,), 3)
+    assert torch.equal(net.body.weight, again.body.weight), "weights are drawn from the seed"
+    assert type(net) is type(again)
+    assert models.build(f"{own_file}:bare", (8,), 3).out_features == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("Needs", "needs width and depth: {file}:Needs:width=VALUE,depth=VALUE"),
+        ("Needs:width=1", "needs depth: {file}:Needs:depth=VALUE"),
+        ("Net:widht=3", "Did you mean 'width'"),
+        ("Net:width=wide", "takes a whole number, not 'wide'"),
+        (
+            "Net:16",
+            "settings of {file}:Net are written name=value: {file}:Net:width=5; given '{file}:Net:16' with '16'",
+        ),
+        ("failing", "cannot be made: RuntimeError: by the user's own fault"),
+        ("number", "makes no network, an nn.Module: it gave 3"),
+        ("made", "is no class or function that makes a network"),
+        ("Nett", "cannot load the network '{file}:Nett': AttributeError"),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_says_why(own_file: str, what: str, said: str):
+    with pytest.raises(ConfigError, match=re.escape(said.format(file=own_file))):
+        models.build(f"{own_file}:{what}", (8,), 3)
+
+
+def test_two_files_of_one_name_are_not_taken_for_each_other(own_file: str, tmp_path: Path):
+    models.build(f"{own_file}:bare", (8,), 3)
+    other = tmp_path / "there" / "own_networks.py"
+    other.parent.mkdir()
+    other.write_text(OWN)
+    with pytest.raises(ConfigError, match="another module is called 'own_networks'"):
+        models.build(f"{other}:bare", (8,), 3)

@@ -49,7 +49,7 @@ def methods(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Id of a method, or module:Class.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Id of a method, or file.py:Class, module:Class.", show_default=False)],
     cite: Annotated[bool, typer.Option("--cite", help="The BibTeX entry alone.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ from .options import Json
 
 
 def check(
-    name: Annotated[str, typer.Argument(help="Id of a method, or module:Class.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Id of a method, or file.py:Class, module:Class.", show_default=False)],
 ) -> None:
     """Put a method through the contract every method of Fedloom passes. Exit code 1 if one check fails.
 

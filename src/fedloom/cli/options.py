@@ -40,7 +40,9 @@ class Training:
     model: Annotated[
         str | None,
         Option(
-            "--model", "-m", help="Network, e.g. cnn:width=0.5; clients take turns with cnn+mlp:32. (the data's own)"
+            "--model",
+            "-m",
+            help="Network: cnn:width=0.5; one of your own, nets.py:Net:width=64; in turn cnn+mlp:32. (the data's own)",
         ),
     ] = None
     buffers: Annotated[

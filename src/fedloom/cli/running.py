@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedloom.errors import ConfigError, FedloomWarning
+from fedloom.named import split
 
 from .options import Json, Report, Training, with_training
 
@@ -28,7 +29,10 @@ def run(
     options: Training,
     method: Annotated[
         list[str] | None,
-        typer.Argument(help="Id of a method, or module:Class; its settings, e.g. fedprox:mu=0.1.", show_default=False),
+        typer.Argument(
+            help="Id of a method, or file.py:Class, module:Class; its settings, e.g. fedprox:mu=0.1.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Train with one method.
@@ -171,7 +175,7 @@ def _one(methods: list[str], settings: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"run takes one method; given {' '.join(methods)}. Say: fedloom {other}")
     if not methods:
         return {}
-    name, options = split_method(methods[0])
+    name, options = split(methods[0])
     own = pairs(options, f"the method {name}:")
     return {"method": name, **({"set": {**settings, **own}} if settings or own else {})}
 
@@ -182,7 +186,7 @@ def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, 
     from fedloom.runs import Recipe
     from fedloom.runs.recipe import pairs
 
-    name, options = split_method(text)
+    name, options = split(text)
     own = pairs(options, f"the method {name}:")
     base = Recipe.from_toml(file) if file else Recipe(method=name)
     if base.set and base.method != name:
@@ -190,15 +194,6 @@ def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, 
         warnings.warn(told, FedloomWarning, stacklevel=2)
     settings = base.set if base.method == name else {}
     return text, base.replace(**{**given, "method": name, "set": {**settings, **given.get("set", {}), **own}})
-
-
-def split_method(text: str) -> tuple[str, list[str]]:
-    """`"fedprox:mu=1,server_lr=2"` as its name and settings; a colon before a class is part of the name."""
-    found = re.fullmatch(r"([^=]*?)(?::([\w.]+=.*))?", text)
-    if found is None:
-        raise ConfigError(f"a method with settings is written NAME:key=value,key=value; given {text!r}")
-    name, rest = found[1], found[2] or ""
-    return name, [part for part in re.split(r",(?=[\w.]+=)", rest) if part]
 
 
 def _place(*parts: str) -> Path:

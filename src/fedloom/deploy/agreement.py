@@ -28,6 +28,8 @@ from fedloom.data.population import Elsewhere
 from fedloom.engines.base import Plan
 from fedloom.errors import ConfigError, FedloomError, NotSupported
 from fedloom.method import Method
+from fedloom.models.registry import spec_of
+from fedloom.named import is_own, own
 from fedloom.runs import Recipe
 from fedloom.runs.describe import versions
 from fedloom.timing.world import World
@@ -36,7 +38,7 @@ from .addresses import Declared, read_said
 from .tables import Table
 from .wire import digest, reading
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Refused(FedloomError):
@@ -160,15 +162,21 @@ class Offer:
 
     @property
     def mine(self) -> dict[str, str]:
-        """Versions as they are on this side: of what computes, and of the method's own source."""
+        """Versions as they are on this side: of what computes, and the source of the method and of own networks."""
         found = versions()
-        source = inspect.getsource(inspect.getmodule(type(self.made.method_object())))  # pyright: ignore[reportArgumentType]
+        code = [type(self.made.method_object()), *(own(name, "network") for name in own_networks(self.made))]
+        source = "".join(inspect.getsource(inspect.getmodule(one)) for one in code)  # pyright: ignore[reportArgumentType]
         return {
             "protocol": str(PROTOCOL),
             "fedloom": found["fedloom"],
             "torch": found["torch"].partition("+")[0],
             "method source": hashlib.sha256(source.encode()).hexdigest()[:16],
         }
+
+
+def own_networks(recipe: Recipe) -> list[str]:
+    """The networks of a recipe that are code of one's own, `module:Class`, unread."""
+    return [name for spec in (recipe.model or "").split("+") if is_own(name := spec_of(spec)[0])]
 
 
 def check_method(recipe: Recipe) -> None:
@@ -323,7 +331,7 @@ class Policy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     methods: list[str] | None = Field(None, description="ids of methods it runs; none: all that are built in")
-    modules: list[str] = Field([], description="packages of one's own whose methods and functions may be named")
+    modules: list[str] = Field([], description="packages of one's own whose code may be named")
     least_clients: int = Field(1, ge=1, description="clients a federation must have")
     least_cohort: int = Field(1, ge=1, description="clients every round must ask; 1: any number")
     most_rounds: int | None = Field(None, ge=1, description="rounds of one run")
@@ -383,11 +391,12 @@ class Policy(BaseModel):
             )
 
     def _check_names(self, recipe: Recipe) -> None:
-        """A recipe names methods and functions as `module:name`; only what is listed is ever imported."""
+        """A recipe names methods, functions and networks as `module:name`; only what is listed is ever imported, and no
+        file by its path."""
         allowed = ("fedloom.methods", "fedloom.training", *self.modules)
-        for text in (recipe.method, *map(str, recipe.set.values())):
-            for module in re.findall(r"([\w.]+)\s*:\s*[^\W\d]", text):
-                if not any(module == m or module.startswith(m + ".") for m in allowed):
+        for text in (recipe.method, *map(str, recipe.set.values()), *own_networks(recipe)):
+            for module in re.findall(r"([^\s,=]+?)\s*:\s*[^\W\d]", text):
+                if module.endswith(".py") or not any(module == m or module.startswith(m + ".") for m in allowed):
                     raise Refused(
                         f"the recipe names {text!r}, code outside of Fedloom; a site runs it only if its policy lists "
                         f"the package: modules = [{module.partition('.')[0]!r}]"

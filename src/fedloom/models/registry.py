@@ -1,24 +1,30 @@
-"""Names and specs of the reference networks: `build("cnn:width=0.5", (1, 28, 28), 10)`.
+"""Names and specs of networks: `build("cnn:width=0.5", (1, 28, 28), 10)`.
 
 A spec is `name[:option,...]`. An option is `key=value`; bare values belong to the network's first option, so
 that `mlp:64,64` is `mlp:hidden=64x64`. A list of numbers after `=` is written with `x`.
+
+A network of one's own is `module:Class` or `file.py:Class`, its arguments behind it: `nets.py:Net:width=64`. Where it
+has arguments called `input_shape` and `classes`, it is told them as the networks here are.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from fedloom.errors import ConfigError, unknown
 from fedloom.keyed import seed_of
+from fedloom.named import is_own, own, split
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
@@ -41,6 +47,55 @@ class Entry:
         """Option names and their defaults, in the order of the builder's signature."""
         parameters = inspect.signature(self.builder).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def make(self, input_shape: tuple[int, ...], classes: int, options: Mapping[str, Any]) -> nn.Module:
+        """The network for samples of this shape and that many outputs."""
+        return self.builder(input_shape, classes, **options)
+
+
+@dataclass(frozen=True)
+class Own(Entry):
+    """A network of one's own: a class or function that makes one, with whatever arguments it has."""
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        named = inspect.signature(self.builder).parameters
+        return {k: p for k, p in named.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Argument -> a value of its kind: its default, or what its annotation names; `...` where neither tells."""
+        return {k: _such(p) for k, p in self.parameters.items() if k not in _TOLD}
+
+    def make(self, input_shape: tuple[int, ...], classes: int, options: Mapping[str, Any]) -> nn.Module:
+        """The network, told shape and outputs where it has arguments for them.
+
+        Raises:
+            ConfigError: an argument it needs is not given, its code fails, or what it gives is no network.
+        """
+        told = {k: v for k, v in zip(_TOLD, (input_shape, classes)) if k in self.parameters}
+        missing = [k for k, p in self.parameters.items() if p.default is p.empty and k not in {**told, **options}]
+        if missing:
+            such = f"{self.name}:{','.join(f'{k}=VALUE' for k in missing)}"
+            raise ConfigError(f"the network {self.name!r} needs {' and '.join(missing)}: {such}")
+        try:
+            net = self.builder(**told, **options)
+        except Exception as e:  # whatever code of the user's own raises
+            raise ConfigError(f"the network {self.name!r} cannot be made: {type(e).__name__}: {e}") from e
+        if not isinstance(net, nn.Module):
+            raise ConfigError(f"{self.name!r} makes no network, an nn.Module: it gave {net!r}")
+        return net
+
+
+_TOLD = ("input_shape", "classes")
+
+
+def _such(p: inspect.Parameter) -> Any:
+    if p.default not in (p.empty, None) and type(p.default) is not int:
+        return p.default
+    kinds = {"tuple": (), "list": (), "Sequence": (), "bool": False, "float": 0.0, "int": 0, "str": ""}
+    said = inspect.formatannotation(p.annotation)
+    return next((kinds[k] for k in kinds if re.search(rf"\b{k}\b", said)), ...)
 
 
 _entries: dict[str, Entry] = {}
@@ -70,8 +125,13 @@ def names() -> list[str]:
 
 def describe(name: str) -> Entry:
     """The entry of one name: `describe("cnn").options`. Raises ConfigError for a name that is not known."""
+    if name not in _entries and is_own(name):
+        made = own(name, "network")
+        if not callable(made) or isinstance(made, nn.Module):
+            raise ConfigError(f"{name!r} is no class or function that makes a network, an nn.Module: it is {made!r}")
+        return Own(name, cast(Builder, made))
     if name not in _entries:
-        raise unknown("model", name, _entries, call="Use models.build('cnn', (1, 28, 28), 10).")
+        raise unknown("model", name, _entries, call="One of your own is named as file.py:Net, or mypackage.module:Net.")
     return _entries[name]
 
 
@@ -87,7 +147,8 @@ def build(
         Generator one number is drawn.
     options: the same as in the spec, for callers that hold values: build("mlp", (64,), 10, hidden=(32,)).
 
-    Raises ConfigError for an unknown name or option, a value of the wrong kind, a shape it cannot take.
+    Raises ConfigError for an unknown name or option, a value of the wrong kind, a shape it cannot take, or code of
+    one's own that cannot be loaded or makes no network.
     """
     name, given = parse(spec)
     if not _whole(classes) or classes < 1:
@@ -101,15 +162,15 @@ def build(
         if not _fits(entry.options[key], value):
             raise _refusal(entry, key, value)
     with seeded(seed):
-        return entry.builder(tuple(int(n) for n in sizes), int(classes), **(given | options))
+        return entry.make(tuple(int(n) for n in sizes), int(classes), given | options)
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and typed options: `parse("mlp:64,64,dim=32") == ("mlp", {"hidden": (64, 64), "dim": 32})`."""
-    name, _, rest = spec.partition(":")
-    entry = describe(name.strip())
+    name, items = spec_of(spec)
+    entry = describe(name)
     texts: dict[str, list[str]] = {}
-    for item in filter(None, (part.strip() for part in rest.split(","))):
+    for item in items:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             key, value = next(iter(entry.options), key), key
@@ -118,6 +179,14 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
         _check_option(entry, key)
         texts.setdefault(key, []).append(value)
     return entry.name, {key: _typed(entry, key, values) for key, values in texts.items()}
+
+
+def spec_of(spec: str) -> tuple[str, list[str]]:
+    """A spec as the name of a network and its options, unread: nothing is imported."""
+    name, _, rest = spec.partition(":")
+    if name.strip() not in _entries and is_own(split(spec, "network")[0]):
+        return split(spec, "network")
+    return name.strip(), [part for text in rest.split(",") if (part := text.strip())]
 
 
 def _check_option(entry: Entry, key: str) -> None:
@@ -137,6 +206,8 @@ def _typed(entry: Entry, key: str, texts: list[str]) -> Any:
     """The value of an option, read as the type of its default."""
     default = entry.options[key]
     kind: type = int if default is None else type(default)
+    if kind is not str and kind not in _TAKES:
+        return _number(",".join(texts))
     try:
         if kind is tuple:
             return tuple(int(number) for text in texts for number in text.split("x"))
@@ -146,8 +217,18 @@ def _typed(entry: Entry, key: str, texts: list[str]) -> Any:
         raise _refusal(entry, key, ",".join(texts)) from None
 
 
+def _number(text: str) -> Any:
+    """The number a text is, or the text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
 def _fits(default: Any, value: Any) -> bool:
     """Whether a value is of the kind this default shows."""
+    if default is not None and not isinstance(default, tuple | bool | str | int | float):
+        return True
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and all(_whole(number) for number in value)
     if default is None:

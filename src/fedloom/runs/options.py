@@ -10,7 +10,6 @@ method inside a method) is chosen by name and then set by dotted names: `inner=f
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from fedloom.checked import family, spell
 from fedloom.data.partitions import Partition, parse_partition
 from fedloom.errors import ConfigError
 from fedloom.method import Method, method_named
+from fedloom.named import is_own, name_of, own
 from fedloom.timing.spoken import Spoken
 
 T = TypeVar("T")
@@ -215,13 +215,7 @@ def _record(kind: type[Any], text: str) -> Any:
 
 
 def _function(text: str) -> Any:
-    module, colon, name = text.partition(":")
-    if not colon:
-        return _refuse(text)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"cannot load {text!r}: {e}") from None
+    return own(text, "function") if is_own(text) else _refuse(text)
 
 
 def _refuse(text: str) -> Any:
@@ -243,12 +237,12 @@ def _write(value: Any, name: str) -> Scalar:
     if isinstance(value, Method):
         cls = type(value)
         ours = cls.__module__.startswith("fedloom.")
-        return cls.card.id if ours else f"{cls.__module__}:{cls.__qualname__}"
+        return cls.card.id if ours else name_of(cls)
     if is_dataclass(value):
         return type(value).__name__.lower()
     where = getattr(value, "__qualname__", "")
     if callable(value) and where and "<" not in where:
-        return f"{value.__module__}:{where}"
+        return name_of(value)
     raise ConfigError(f"{name}={value!r} cannot be written as text; a run with it is repeated from Python")
 
 

@@ -40,7 +40,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = Field(description="id of a method, or module:Class")
+    method: str = Field(description="id of a method, or module:Class, file.py:Class")
     data: str = Field("digits", description="name of a source, or FILE.csv:target=COLUMN; `fedloom data` lists them")
     clients: int | None = Field(None, ge=1, description="how many; none: natural groups, else 100 at most")
     partition: str | None = Field(None, description="who holds what: dirichlet:0.1; none: the data's own")
@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     public: float = Field(0.0, ge=0, lt=1, description="share of all samples that everybody holds")
     validation: float = Field(0.0, ge=0, lt=1, description="share of all samples that the server holds")
     limit: int | None = Field(None, ge=1, description="train samples kept, at random; none: all")
-    model: str | None = Field(None, description="network, or several in turn: cnn+mlp:32")
+    model: str | None = Field(None, description="network, file.py:Net, or several in turn: cnn+mlp:32")
     buffers: str | None = Field(None, description="running statistics: vector, batch or frozen")
     rounds: int = Field(50, ge=1)
     cohort: int | None = Field(None, ge=1, description="clients a round; none: the method's own")

@@ -317,7 +317,8 @@ def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:
 def _facts(record: Record, seeds: int) -> list[str]:
     s, given = record.summary, record.settings
     facts = [f"{n} clients" if (n := s.get("clients")) else "", str(given.get("partition", ""))]
-    facts += [str(given.get("model", "")), f"{s['parameters']:,} parameters" if "parameters" in s else ""]
+    facts += [str(s.get("model", given.get("model", "")))]
+    facts += [f"{s['parameters']:,} parameters" if "parameters" in s else ""]
     facts += [f"{s['rounds']} rounds" if "rounds" in s else ""]
     facts += [f"{seeds} seeds" if seeds > 1 else (f"seed {s['seed']}" if "seed" in s else "")]
     return [fact for fact in facts if fact]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
@@ -277,8 +278,8 @@ _BLOCK = 1 << 20  # numbers looked at at a time
 
 def _finite(leaf: Value) -> bool:
     """A tensor block by block: to look at it takes three times its memory."""
-    if isinstance(leaf, float):
-        return math.isfinite(leaf)
+    if isinstance(leaf, int | float):
+        return abs(leaf) <= sys.float_info.max  # whole numbers may be larger than that; NaN is not even smaller
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
         return True
     flat = leaf.reshape(-1)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ import httpx
 from desk import Desk
 from sites_http import Summed, summed
 
+from fedloom.client import Sending
 from fedloom.deploy.addresses import REASONS
 from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.coordinator import Coordinator
-from fedloom.deploy.link import Turned
+from fedloom.deploy.link import Ended, Link, Turned
 from fedloom.deploy.wire import Reply
+from fedloom.engines.base import Job, Outcome
+from fedloom.errors import MessageError, NotSupported
 from fedloom.message import At, Message, Once
 from fedloom.written import dumps
 
@@ -272,23 +277,14 @@ REPLIES: dict[str, tuple[str, str, Reply | bytes]] = {
     "work that is text": ("malformed", "wrong type", Reply(work="work")),  # type: ignore[arg-type]
     "privacy given back": ("malformed", "negative", Reply(booked={"eps": -1.0})),
     "asked of half a byte": ("malformed", "wrong type", Reply(asked=[0.5, 0])),  # type: ignore[list-item]
-    "a job for nobody": (
-        "malformed",
-        "cannot be",
-        Reply(outbox=[{"id": 10**6, "program": "local", "when": None, "payload": {}}]),
-    ),
-    "a job that is no program": ("malformed", "reply", Reply(outbox=[{"id": 0, "program": "x", "when": None, "payload": {}}])),
-    "a private job": (
-        "malformed",
-        "cannot be",
-        Reply(outbox=[{"id": 0, "program": "__init__", "when": None, "payload": {}}]),
-    ),
-    "a job at a time": (
-        "malformed",
-        "cannot be",
-        Reply(outbox=[{"id": 0, "program": "local", "when": 1.0, "payload": {}}]),
-    ),
-    "a job that is a number": ("malformed", "wrong type", Reply(outbox=[1])),  # type: ignore[list-item]
+    "more steps than there are": ("malformed", "wrong type", Reply(work=[[1e200, 0.0, 0.0]])),
+    "more bytes asked than there are": ("malformed", "wrong type", Reply(asked=[10**300, 0])),
+    "a book's sum that is infinite": ("malformed", "wrong type", Reply(booked={"eps": 1e308})),
+    "a book by numbers": ("malformed", "wrong type", Reply(booked={1: 1.0})),  # type: ignore[dict-item]
+    "a book of a thousand entries": ("malformed", "too much", Reply(booked={str(k): 1.0 for k in range(1000)})),
+    "a long story": ("malformed", "too much", Reply(excluded="why " * 2000)),
+    "a number that no float holds": ("not finite", "'n'", Reply(message=Message(delta=torch.zeros(280), n=10**400))),
+    "jobs for others": ("malformed", "fields", dumps({**GOOD.__dict__, "outbox": [{"id": 1, "program": "local"}]})),
     "other fields": ("malformed", "fields", dumps({"message": None})),
     "no reply": ("malformed", "fields", dumps([1, 2])),
     "a message that is a list": ("malformed", "wrong type", Reply(message=[1])),  # type: ignore[arg-type]
@@ -323,6 +319,58 @@ def test_no_bad_reply_counts(what, tmp_path):
         assert closing["refused"] == {job["id"]: answer["why"]}
     finally:
         desk.close()
+
+
+def test_a_site_says_no_more_than_is_taken_from_it():
+    job = Job(0, 0, "local", Message(), (), {}, 0, 0.0)
+    for reply in (Reply.without("why " * 10**5), Reply.of(Outcome(job, excluded="why " * 10**5), None)):
+        assert Reply.loads(reply.dumps(), 10**4).excluded.startswith("why why")
+    sending = Outcome(job, outbox=[Sending(1, print, None, {})])
+    with pytest.raises(NotSupported, match="sends its peers a job"):
+        Reply.of(sending, None)
+
+
+COUNTED = {"n": 2.0, "hits": 1.0, "loss": 1.0}
+EVALUATIONS: dict[str, Message] = {
+    "nothing": Message(),
+    "no sums": Message(m0=1.0),
+    "too few sums": Message(m0={"n": 2.0}),
+    "text": Message(m0={**COUNTED, "loss": "low"}),
+    "another sum that is text": Message(m0={**COUNTED, "more": "text"}),
+    "what would overflow once it is added up": Message(m0={**COUNTED, "loss": 1e308}),
+}
+
+
+@pytest.mark.parametrize("what", EVALUATIONS)
+def test_no_evaluation_counts_of_which_no_figure_can_be_made(what, known):
+    plan = known.serving.service.coordinator.plan
+    with pytest.raises(MessageError):
+        Reply(message=EVALUATIONS[what]).opened(plan, "test")
+    assert Reply(message=Message(m0=COUNTED)).opened(plan, "test") == Message(m0=COUNTED)
+
+
+def test_an_evaluation_unlike_most_others_is_left_out(tmp_path):
+    """A site that is the first to be added up counts a thing more; the others' figures stand."""
+
+    def answer(link: Link, judged: Message) -> None:
+        blobs = Blobs(tmp_path / link.site)
+        with contextlib.suppress(Ended):
+            while True:
+                if (job := link.next_job()) is not None:
+                    message = judged if job["judge"] else Message(delta=torch.zeros(280))
+                    link.reply(job["id"], blobs.put(*Reply(message=message).pieces()), blobs, 1000)
+        link.bye()
+
+    with contextlib.closing(Desk(tmp_path, names={"a": 1, "b": 2})) as desk, ThreadPoolExecutor() as pool:
+        a, b = desk.joined()
+        for done in [
+            pool.submit(answer, a, Message(m0={**COUNTED, "more": 1.0})),
+            pool.submit(answer, b, Message(m0=COUNTED)),
+        ]:
+            done.result(20)
+        desk.thread.join(10)
+        figures = desk.run[0].rows[-1]["global"]
+        assert (figures["accuracy"], figures["loss"], set(figures["clients"])) == (0.5, 0.5, {"1", "2"})
 
 
 # ---------------------------------------------------------------- what was found by chance, told on purpose

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedloom.engines.allocator import give_back_freed_memory
 from fedloom.engines.base import Job, Outcome, Plan
-from fedloom.engines.fold import Fold, Total, Tree, fold_chunk
+from fedloom.engines.fold import Fold, Total, Tree, fold_chunk, structure
 from fedloom.engines.local import Local, in_order, shares_of
 from fedloom.errors import FedloomError, MessageError, NotSupported
 from fedloom.message import Message
@@ -113,6 +113,8 @@ class Coordinator:
             return folded(outcomes, fold, self.plan, message)
         for outcome in outcomes:
             outcome.message = message(outcome)
+        if jobs[0].judge:
+            _keep_alike(outcomes)
         return outcomes, None
 
     def compute(self, requests: Sequence[Training]) -> list[Trained]:
@@ -207,7 +209,7 @@ class Coordinator:
                 outcome = Outcome(job, excluded=reply.refused)
             else:
                 replies[job.number] = self.reply(reply.body)
-                outcome = replies[job.number].head(job, self.plan, row.id)
+                outcome = replies[job.number].head(job, row.id)
             if outcome.excluded is not None:
                 self.desk.counts[f"excluded {row.site}"] += 1
             found.append(outcome)
@@ -262,7 +264,6 @@ class Coordinator:
             with reading("reply"):
                 reply.check(self.terms.bytes_largest)
             reply.opened(self.plan, judge)
-            reply.starts(self.plan)
         except TooLarge as e:
             return str(e), "too large"
         except NotFinite as e:
@@ -339,6 +340,15 @@ class Coordinator:
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
+
+
+def _keep_alike(outcomes: Sequence[Outcome]) -> None:
+    """Of evaluations, which are added up, those of the structure that most have."""
+    kinds = {id(o): structure(o.message) for o in outcomes if o.message is not None}
+    common = Counter(kinds.values()).most_common(1)
+    for o in outcomes:
+        if o.message is not None and kinds[id(o)] != common[0][0]:
+            o.message, o.excluded = None, "what it counted has other fields than most others'"
 
 
 def question_name(job: str, number: int) -> str:

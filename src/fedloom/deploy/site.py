@@ -120,14 +120,14 @@ class Site:
             if partner is not None:
                 row = partner.begun(given, job, self.plan.federation.size(job.id))
             (outcome,), _ = self.engine.run([job])
-            reply = Reply.of(outcome, outcome.message if job.judge else next(iter(self.outgoing.seen), None), self.plan)
+            reply = Reply.of(outcome, outcome.message if job.judge else next(iter(self.outgoing.seen), None))
             if partner is not None and row is not None:
                 reply = partner.masked(row, reply, job)
             kept = outcome.memory if reply.changed else None
         except FedloomError as e:  # of what the program asked for; its own failures are in the outcome
             if isinstance(e, Turned | Unreachable | Untrusted | CannotWrite):
                 raise
-            reply, kept = Reply(excluded=str(e)), None
+            reply, kept = Reply.without(e), None
         took = {"computing": time.monotonic() - computing}
         about = {"plan": self.link.plan, "program": job.program or "evaluation", "round": job.version}
         body = self._done(given, reply, kept, about, row)
@@ -140,7 +140,7 @@ class Site:
         try:
             reply, row = partner.answer(given, payload)
         except (Unsafe, Forged, MessageError) as e:
-            reply, row = Reply(excluded=str(e)), None
+            reply, row = Reply.without(e), None
         about = {"plan": self.link.plan, "program": given["program"], "round": int(given["version"])}
         return self._done(given, reply, None, about, row)
 

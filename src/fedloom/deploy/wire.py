@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedloom.channel.ledger import Ledger
-from fedloom.client import Sending
 from fedloom.engines.base import Job, Outcome, Plan
-from fedloom.errors import MessageError
+from fedloom.errors import MessageError, NotSupported
 from fedloom.message import At, Message, check_finite, leaves, nbytes, opened
+from fedloom.task import Metric
 from fedloom.training.work import Work
 from fedloom.trees import is_mapping, is_row
 from fedloom.written import load, loads, pieces
@@ -29,6 +28,9 @@ VERSION = "version"
 _UNFOLDS = 48
 """Bytes of memory that one byte of JSON comes to at most: lists in lists."""
 _ALWAYS = 1 << 25  # bytes: what names and shapes of a small message come to
+_REASON = 4000  # characters: it is kept, with every round
+_ENTRIES = 100  # of a book in one reply, for the same reason
+_MOST = 1e100  # more than is ever counted; sums and squares of such numbers are still finite
 
 _WHAT = ("number", "client", "program", "payload", "key", "memory", "version", "began", "judge", "samples")
 
@@ -105,7 +107,6 @@ class Reply:
         changed: whether the client's memory has a new version.
         excluded: why it does not count, None where it does.
         asked: bytes of questions in mid-job, up and down.
-        outbox: jobs this one starts: client, program, when, payload.
     """
 
     message: Message | None = None
@@ -114,23 +115,29 @@ class Reply:
     changed: bool = False
     excluded: str | None = None
     asked: list[int] = field(default_factory=lambda: [0, 0])
-    outbox: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @staticmethod
-    def of(outcome: Outcome, encoded: Message | None, plan: Plan) -> Reply:
-        """Of an outcome, with the message as it is to be sent."""
+    def of(outcome: Outcome, encoded: Message | None) -> Reply:
+        """Of an outcome, with the message as it is to be sent.
+
+        Raises:
+            NotSupported: it starts jobs at other clients.
+        """
+        if outcome.outbox:
+            raise NotSupported("a client sends its peers a job, and sites connect to the coordinator alone")
         return Reply(
             message=encoded if outcome.excluded is None else None,
             work=[[float(part) for part in work] for work in outcome.work],
             booked=outcome.booked,
             asked=[outcome.asked.up, outcome.asked.down],
             changed=outcome.memory is not None and outcome.excluded is None,
-            excluded=outcome.excluded,
-            outbox=[
-                {"id": s.id, "program": plan.place(s.program), "when": s.when, "payload": s.payload}
-                for s in outcome.outbox
-            ],
+            excluded=None if outcome.excluded is None else outcome.excluded[:_REASON],
         )
+
+    @staticmethod
+    def without(why: object) -> Reply:
+        """A reply that does not count, and why."""
+        return Reply(excluded=str(why)[:_REASON])
 
     def pieces(self) -> list[bytes | memoryview]:
         return pieces({name: getattr(self, name) for name in self.__dataclass_fields__})
@@ -180,17 +187,19 @@ class Reply:
             and is_row(self.work)
             and all(is_row(part) and len(part) == 3 and _all(part, float) for part in self.work)
             and is_mapping(self.booked)
+            and len(self.booked) <= _ENTRIES
+            and all(isinstance(name, str) and len(name) <= _REASON for name in self.booked)
             and _all(self.booked.values(), float, int)
             and isinstance(self.changed, bool)
             and is_row(self.asked)
             and len(self.asked) == 2
             and _all(self.asked, int)
-            and (self.excluded is None or isinstance(self.excluded, str))
-            and is_row(self.outbox)
-            and all(is_mapping(s) and set(s) == {"id", "program", "when", "payload"} for s in self.outbox)
+            and (self.excluded is None or (isinstance(self.excluded, str) and len(self.excluded) <= _REASON))
         )
         if not fine:
-            raise MessageError("not a reply: a field has the wrong type, a negative or an infinite number")
+            raise MessageError(
+                "not a reply: a field has the wrong type, a negative or an infinite number, or too much in it"
+            )
         if self.message is not None:
             check_size(self.message, largest)
             message = opened(self.message)
@@ -200,56 +209,47 @@ class Reply:
                 raise NotFinite(str(e)) from None
 
     def opened(self, plan: Plan, judge: str) -> Message | None:
-        """The message as the server program reads it.
+        """The message as the server program reads it; where it judges, sums of which every metric makes its figures.
 
         Raises:
             MessageError: by this plan it cannot be read.
         """
         with reading("reply"):
-            return self.message if self.message is None or judge else opened(plan.channel.decode(self.message))
-
-    def starts(self, plan: Plan) -> list[Sending]:
-        """The jobs this one starts.
-
-        Raises:
-            MessageError: by this plan they cannot be.
-        """
-        with reading("reply"):
-            return [_sending(s, plan) for s in self.outbox]
+            if self.message is None:
+                return None
+            if not judge:
+                return opened(plan.channel.decode(self.message))
+            check_counts(self.message, plan.task.metrics)
+            return self.message
 
     def outcome(self, job: Job, plan: Plan, id: str) -> Outcome:
         """What the engine hands on: the message as the server program reads it, and the name of the new memory."""
-        outcome = self.head(job, plan, id)
+        outcome = self.head(job, id)
         outcome.message = self.opened(plan, job.judge)
         return outcome
 
-    def head(self, job: Job, plan: Plan, id: str) -> Outcome:
+    def head(self, job: Job, id: str) -> Outcome:
         """All of the outcome but its message."""
         outcome = Outcome(job, None, None, dict(self.booked), excluded=self.excluded)
         outcome.work = [Work(int(steps), flops, int(memory)) for steps, flops, memory in self.work]
         outcome.asked = Ledger(up=self.asked[0], down=self.asked[1])
         outcome.memory = {VERSION: id} if self.changed else None
-        outcome.outbox = self.starts(plan)
         if self.message is not None:
             outcome.nbytes = 0 if job.judge else nbytes(self.message)
         return outcome
 
-    def late(self, reason: str) -> Reply:
-        return replace(Reply(), excluded=reason)
 
-
-def _sending(given: Mapping[str, Any], plan: Plan) -> Sending:
-    """A job that another one starts.
+def check_counts(message: Message, metrics: Sequence[Metric]) -> None:
+    """Refuse an evaluation of which these metrics could not make their figures, also once it is added to others.
 
     Raises:
-        MessageError: of nobody, of no client program, or at some other time.
+        MessageError: it is none.
     """
-    client, place, payload = given["id"], str(given["program"]), Message(given["payload"])
-    program = None if place.startswith("_") or "._" in place else plan.program(place)
-    if not inspect.iscoroutinefunction(program) or client not in plan.federation.ids or given["when"] is not None:
-        raise MessageError(f"a reply starts {place!r} at client {client!r}, which cannot be; between sites at once")
-    check_finite(payload, "a job that a reply starts")
-    return Sending(int(client), program, None, dict(payload))
+    with reading("evaluation"):
+        figures = [f for k, metric in enumerate(metrics) for f in metric.finish(Message(message[f"m{k}"])).values()]
+        numbers = [n for n in leaves(message) if not isinstance(n, Tensor)]
+        if any(isinstance(f, complex) for f in figures) or not all(abs(n) <= _MOST for n in numbers):
+            raise MessageError("not an evaluation: its numbers are none that can be counted")
 
 
 @contextmanager
@@ -317,4 +317,4 @@ def _dense(value: Any) -> int:
 
 
 def _all(values: Any, *kinds: type) -> bool:
-    return all(type(v) in kinds and math.isfinite(v) and v >= 0 for v in values)
+    return all(type(v) in kinds and 0 <= v <= _MOST for v in values)

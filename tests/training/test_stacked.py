@@ -229,6 +229,23 @@ class Encoder(nn.Module):
         return self.h((y + x).mean(1)) + weights.mean((1, 2)).unsqueeze(1)
 
 
+class Prepended(nn.Module):
+    """Made as many as there are samples: a class token, positions, a first state; and as many as it says: a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.h = nn.Embedding(11, 8), nn.Linear(8, 3)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(2, 8))
+        self.state = nn.Parameter(torch.randn(8))
+
+    def forward(self, t: Tensor) -> Tensor:
+        n = len(t)
+        x = torch.cat([self.token.expand(n, -1, -1), self.places.expand((n, 2, 8)), self.e(t)], 1)
+        first = self.state.repeat(n, 1) + self.places.repeat(2 * n, 1).view(n, 4, 8).mean(1)
+        bias = self.places.repeat(4, 1).mean(0) + self.token.expand(1, 8, -1)[0, 0] + self.state.expand(8, 8).sum(0)
+        return self.h(torch.tanh(x.mean(1) + first) + bias)
+
+
 class InPlace(nn.Module):
     """What layers give back is written into, also by parameters."""
 
@@ -476,6 +493,7 @@ def uses_batch(w, f, k, carry, extras):
         (Idle, "vector"),
         (Attention, "tokens"),
         (Encoder, "tokens"),
+        (Prepended, "tokens"),
         (InPlace, "tokens"),
         (wide_in_place, "vector"),
         (Lora, "vector"),

@@ -69,11 +69,14 @@ def folded(x: object) -> bool:
     """Whether the first axis of `x` runs over clients and their samples (or over their rows, as in `(k*B*T, d)`)."""
     if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] == 0:
         return False
-    length = x.shape[0]
-    if id(x) not in FOLD.shared and (length in FOLD.sizes or any(length % n == 0 for n in FOLD.sizes)):
+    return id(x) not in FOLD.shared and of_batch(x.shape[0])
+
+
+def of_batch(length: int) -> bool:
+    """Whether so many are those of the batch, or rows of its samples; other lengths are remembered."""
+    if length in FOLD.sizes or any(length % n == 0 for n in FOLD.sizes):
         return True
-    if id(x) not in FOLD.shared:
-        FOLD.foreign.add(length)
+    FOLD.foreign.add(length)
     return False
 
 

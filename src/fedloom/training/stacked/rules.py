@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedloom.training.products import shaped
 
-from .fold import NotStackable, folded
+from .fold import NotStackable, folded, of_batch
 from .lazy import LazyWeight, lazy_linear
 from .perclient import PerClient, generic, rule
 from .weight import GRAPH, Weight, once, used, used_densely
@@ -191,6 +191,24 @@ def embedding(
         return generic(F.embedding, input, weight, padding_idx)
     used(weight)
     return _Embedding.apply(input, GRAPH, weight, padding_idx)
+
+
+# ---------------------------------------------------------------- one for each sample
+def _for_each(operator: Any) -> Any:
+    """A class token, a first state: made as many as the batch has samples."""
+
+    def spread(input: Any, *sizes: Any) -> Any:
+        first, *rest = sizes if isinstance(sizes[0], int) else sizes[0]
+        if not (isinstance(input, PerClient) and first > 1 and of_batch(first)):
+            return generic(operator, input, first, *rest)
+        mine = generic(operator, input, first // input.stack.shape[0], *rest)
+        return mine.stack.flatten(0, 1)
+
+    return spread
+
+
+for _op in (Tensor.expand, Tensor.repeat):
+    rule(_op)(_for_each(_op))
 
 
 # ---------------------------------------------------------------- normalisations

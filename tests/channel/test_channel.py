@@ -94,8 +94,9 @@ def test_channels_from_anything_reasonable() -> None:
     assert Channel.of("clip:1") == Channel.of(Clip(1.0)) == Channel((Clip(1.0),))
     assert four.sums_only
     assert four.uniform
-    with pytest.raises(ConfigError, match="made of stages"):
-        Channel.of([3])
+    for odd in ([3], {"clip": 2.0}):
+        with pytest.raises(ConfigError, match="made of stages"):
+            Channel.of(odd)
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ def _flat(given: Any) -> list[Stage]:
         from .parse import parse_stage
 
         return _flat(parse_stage(given))
-    if isinstance(given, Iterable):
+    if isinstance(given, Iterable) and not isinstance(given, Mapping):
         return [stage for part in cast("Iterable[Any]", given) for stage in _flat(part)]
     raise ConfigError(
         f"a channel is made of stages, e.g. channel=[TopK(0.05), Quantize(8)] or 'topk:0.05'; given {given!r}"

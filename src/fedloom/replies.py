@@ -51,7 +51,8 @@ class Reply:
 class Replies(Sequence[Reply]):
     """Answers of several clients, in the order they were asked (or arrived).
 
-    `replies.delta` is the stack `(n, ...)` of a field (a list where shapes differ), `replies.ids`, `replies.mean(...)`.
+    `replies.delta` is the stack `(n, ...)` of a field (a list where shapes or kinds differ), `replies.ids`,
+    `replies.mean(...)`.
     """
 
     items: tuple[Reply, ...] = ()
@@ -78,7 +79,7 @@ class Replies(Sequence[Reply]):
         if not self.items:
             raise DataError(f"no replies, so no {name!r}: an empty cohort is legal, ask `if replies` first")
         values = [getattr(r.message, name) for r in self.items]
-        if isinstance(values[0], Tensor):
+        if all(isinstance(v, Tensor) for v in values):
             same = all(v.shape == values[0].shape for v in values)
             return torch.stack(values) if same else values
         return torch.tensor(values) if all(isinstance(v, int | float) for v in values) else values
@@ -104,9 +105,9 @@ class Replies(Sequence[Reply]):
         return Replies(tuple(r for r in self.items if keep(r)))
 
     def sum(self, weight: Callable[[Reply], float] | None = None) -> Message:
-        """`sum_k weight(reply_k) * field_k` for every field (weight 1 by default), and `count`."""
+        """`sum_k weight(reply_k) * field_k` for every field (weight 1 by default), `count` and `weight`."""
         if not self.items:
-            return Message(count=0)
+            return Message(count=0, weight=0.0)
         total = self._added(weight or (lambda r: 1.0))
         return Message(as_sent(total.values, total.structure), count=len(self), weight=total.weight)
 
@@ -117,7 +118,7 @@ class Replies(Sequence[Reply]):
             DataError: the weights do not add up to more than 0.
         """
         if not self.items:
-            return Message(count=0)
+            return Message(count=0, weight=0.0)
         total = self._added(weight or (lambda r: float(r.n)))
         if not 0 < total.weight < math.inf:
             raise DataError(
@@ -131,7 +132,8 @@ class Replies(Sequence[Reply]):
         """Their sum, whoever arrived first."""
         _alike(self.items)
         entries = [(r.job, r.message, float(weight(r))) for r in sorted(self.items, key=lambda r: r.job)]
-        check_names(entries[0][1], weight=all(message.get("weight") == w for _, message, w in entries))
+        named = all(isinstance(said := m.get("weight"), int | float) and said == w for _, m, w in entries)
+        check_names(entries[0][1], weight=named)
         (total,) = fold_chunk(entries)
         if total.refused is not None:
             raise total.refused

@@ -212,10 +212,11 @@ def test_a_mean_of_nothing_is_refused(weight):
 
 @pytest.mark.parametrize("field", ["count", "weight"])
 def test_a_field_in_whose_place_the_sum_says_something_is_refused(field):
-    got = Replies((reply(0, 1, 1, **{field: 3}), reply(1, 1, 2, **{field: 4})))
-    for add in (got.mean, got.sum):
-        with pytest.raises(fl.FedloomError, match=f"a field '{field}'"):
-            add()
+    for value in (3, torch.ones(2)):
+        got = Replies((reply(0, 1, 1, **{field: value}), reply(1, 1, 2, **{field: value})))
+        for add in (got.mean, got.sum):
+            with pytest.raises(fl.FedloomError, match=f"a field '{field}'"):
+                add()
 
     @dataclass(frozen=True)
     class Counts(fl.FedAvg):
@@ -247,10 +248,17 @@ def test_replies_of_different_shapes_are_a_list():
     assert [len(v) for v in got.v] == [1, 2]
 
 
+def test_replies_of_different_kinds_are_a_list():
+    one, other = reply(0, 1, 1, v=torch.ones(1)), reply(1, 1, 2, v=2.0)
+    assert Replies((one, other)).v == [torch.ones(1), 2.0]
+    assert Replies((other, one)).v == [2.0, torch.ones(1)]
+
+
 def test_no_replies():
     got = Replies()
     assert not got
-    assert got.sum().count == 0
+    for nothing in (got.sum(), got.mean()):
+        assert (nothing.count, nothing.weight) == (0, 0.0)
     with pytest.raises(fl.FedloomError, match="no replies, so no 'delta'"):
         _ = got.delta
 

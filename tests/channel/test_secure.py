@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any
 
@@ -334,6 +334,11 @@ def test_keys_that_are_none():
     ):
         with pytest.raises(MessageError, match="not the keys"):
             Keys.read(odd)
+    there = asdict(Party(1, secret(1), "s").keys())
+    assert Keys.read(there) == Keys(**there)
+    for field in ("seal", "mask"):  # who took these would fail, and with it the sum of all
+        with pytest.raises(MessageError, match="not the keys"):
+            Keys.read({**there, field: "00" * 32})
     with pytest.raises(MessageError, match="not a public key"):
         masks.agreed(masks.key_of(secret(1)), bytes(32), "x")
 

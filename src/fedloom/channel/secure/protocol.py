@@ -61,10 +61,12 @@ class Keys:
 
     @staticmethod
     def read(given: Mapping[str, object]) -> Keys:
-        """Raises MessageError where it is not that."""
+        """Raises MessageError where it is not that, or nobody could agree on anything with a key."""
         try:
             keys = Keys(str(given["seal"]), str(given["mask"]), str(given["commitment"]))
             if all(len(bytes.fromhex(text)) == 32 for text in asdict(keys).values()):
+                for public in (keys.seal, keys.mask):
+                    masks.agreed(masks.key_of(bytes(32)), bytes.fromhex(public), "trial")
                 return keys
         except (KeyError, ValueError):
             pass

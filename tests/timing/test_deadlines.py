@@ -77,6 +77,13 @@ def test_over_selection_draws_more():
     assert got.summary["participation"] < 1
 
 
+@pytest.mark.parametrize(("over", "asked"), [(1.0, 10), (1.1, 11), (1.11, 12), (1.3, 13)])
+def test_over_selection_draws_no_rounding(over, asked):
+    method = replace(Trial(fl.FedAvg).method, cohort=10, solver=SOLVER)
+    got = Trial(fl.FedAvg).run(method=method, sizes=(2,) * 15, rounds=1, world=fl.World(step_seconds=1.0, over=over))
+    assert (got.rows[0]["replies"], got.rows[0]["excluded"]) == (asked, asked - 10)
+
+
 def test_a_method_that_asks_each_for_itself():
     """map, with arguments of its own for each client, and replies in the order of asking."""
     got = run(replace(Trial(fl.FedProto).method, cohort=6, solver=SOLVER), world={"deadline": 2.5})

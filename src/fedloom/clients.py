@@ -141,7 +141,7 @@ class Clients:
             policy: `policy(ids, k, rng) -> Cohort` instead of the uniform law.
         """
         ids = self.available() if ids is None else ids
-        many = k if isinstance(k, float) else math.ceil(k * self._over - 1e-9)  # 10 times 1.1 is 11 and a rounding
+        many = k if isinstance(k, float) else math.ceil(k * self._over - 1e-9)  # 50 times 1.1 is 55 and a rounding
         drawn = self._drawn(many, ids, policy)
         if not isinstance(k, float):
             drawn.wanted = min(k, len(drawn))

@@ -77,11 +77,11 @@ def test_over_selection_draws_more():
     assert got.summary["participation"] < 1
 
 
-@pytest.mark.parametrize(("over", "asked"), [(1.0, 10), (1.1, 11), (1.11, 12), (1.3, 13)])
+@pytest.mark.parametrize(("over", "asked"), [(1.0, 50), (1.1, 55), (1.101, 56)])
 def test_over_selection_draws_no_rounding(over, asked):
-    method = replace(Trial(fl.FedAvg).method, cohort=10, solver=SOLVER)
-    got = Trial(fl.FedAvg).run(method=method, sizes=(2,) * 15, rounds=1, world=fl.World(step_seconds=1.0, over=over))
-    assert (got.rows[0]["replies"], got.rows[0]["excluded"]) == (asked, asked - 10)
+    method = replace(Trial(fl.FedAvg).method, cohort=50, solver=SOLVER)
+    got = Trial(fl.FedAvg).run(method=method, sizes=(2,) * 60, rounds=1, world=fl.World(step_seconds=1.0, over=over))
+    assert (got.rows[0]["replies"], got.rows[0]["excluded"]) == (asked, asked - 50)
 
 
 def test_a_method_that_asks_each_for_itself():

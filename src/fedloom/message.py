@@ -141,7 +141,8 @@ class Covered:
         """The mean over those who sent an element; `old`, bit for bit, where nobody did."""
         held = self.held.view(-1, *[1] * (self.total.dim() - 1))
         mean = self.total / held.where(held > 0, torch.ones_like(held))
-        return torch.where(held > 0, mean.to(old.dtype) if old.dtype.itemsize == 2 else mean, old)
+        halves = old.is_floating_point() and old.dtype.itemsize == 2
+        return torch.where(held > 0, mean.to(old.dtype) if halves else mean, old)
 
     @property
     def nbytes(self) -> int:

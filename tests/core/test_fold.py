@@ -220,6 +220,13 @@ def test_whole_numbers_of_some_elements_are_weighted_as_they_are():
     assert total.values["c"].held.tolist() == [0.0, 3.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_a_mean_over_whole_numbers_is_not_cut_off(dtype):
+    sent = [At(torch.tensor([1]), torch.tensor([v], dtype=dtype), 2) for v in (2, 3)]
+    total, _ = tree([fold_chunk([(k, Message(c=at), 1.0) for k, at in enumerate(sent)])])
+    assert total.values["c"].over(torch.tensor([7, 7], dtype=dtype)).tolist() == [7.0, 2.5]
+
+
 def test_fields_in_another_order_are_the_same_fields():
     one, other = Message(a=1.0, t={3: 4.0, 5: 6.0}), Message(t={5: 8.0, 3: 2.0}, a=2.0)
     total, left_out = tree([fold_chunk([(0, one, 1.0)]), fold_chunk([(1, other, 1.0)])])

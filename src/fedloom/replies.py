@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, cast, overload
 
 import numpy as np
@@ -204,14 +205,18 @@ class Without(Sequence[int]):
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         if value not in self:
             raise ValueError(f"{value} is not among these clients")
-        at = self._ids.index(value)
+        at = self._ids.index(index(value))
         k = at - bisect.bisect_left(self._gone, at)
         if not start <= k < (len(self) if stop is None else stop):
             raise ValueError(f"{value} is not among these clients")
         return k
 
-    def __contains__(self, id: object) -> bool:
-        if not isinstance(id, int) or id not in self._ids:
+    def __contains__(self, id: Any) -> bool:
+        try:
+            id = index(id)  # of NumPy and torch, too
+        except TypeError:
+            return False
+        if id not in self._ids:
             return False
         at = self._ids.index(id)
         k = bisect.bisect_left(self._gone, at)

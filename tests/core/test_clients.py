@@ -102,6 +102,16 @@ def test_without_is_the_list_without(n, gone, as_list):
         seen[len(kept)]
 
 
+def test_without_knows_ids_of_numpy_and_torch():
+    seen = Without(range(10), [2, 5])
+    for number in (np.int64, torch.tensor):
+        assert [number(k) in seen for k in (1, 2, 9, 10)] == [True, False, True, False]
+        assert seen.index(number(6)) == 4
+        with pytest.raises(ValueError, match="not among these clients"):
+            seen.index(number(5))
+    assert "1" not in seen
+
+
 def test_without_twice():
     inner = Without(range(10), [2, 5])
     assert list(Without(inner, [0, 9, 5])) == [1, 3, 4, 6, 7, 8]

@@ -65,9 +65,40 @@ def test_numbers_of_several_kinds_are_numbers():
     assert Federation.from_arrays(mixed, clients=2).examples(1).x.tolist() == [[1, 2.5, 1]]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, torch.FloatTensor])
+def test_what_is_standardised_is_rounded_last(kind):
+    """1.6e9 + k are all one float32."""
+    seconds = 1.6e9 + np.arange(60.0)[:, None]
+    fed = Federation.from_arrays(seconds, Y, 3, test=(kind(seconds[:6]), Y[:6]), standardise=True)
+    assert fed.table.x.dtype == fed.test.x.dtype == torch.float32
+    assert len(fed.table.x.unique()) == 60
+
+
+def test_text_may_be_bytes_as_hdf5_holds_it():
+    names = np.array([b"\xc3\xa9el", b"cat"] * 30)
+    for given in (names, names.astype(object)):
+        fed = Federation.from_arrays(X, given, groups=given, test=(X[:2], given[:2]))
+        assert fed.names == ("cat", "éel")
+        assert fed.info["labels"] == ["cat", "éel"]
+        assert fed.test.y.tolist() == [1, 0]
+
+
+def test_groups_that_are_numbers_are_in_the_order_of_numbers():
+    for kind in (int, object):
+        fed = Federation.from_arrays(X, Y, groups=(np.arange(60) % 12).astype(kind))
+        assert fed.names == tuple(map(str, range(12)))
+
+
+def test_arrays_may_come_from_another_kind_of_processor():
+    fed = Federation.from_arrays(X.astype(">f8"), Y.astype(">i4"), 3)
+    assert fed.sha256 == Federation.from_arrays(X, Y, 3).sha256
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
+        ({"x": X * 1e300}, r"'x' holds numbers beyond 3\.4e\+38.*torch\.tensor"),
+        ({"x": np.full((60, 1), 2**63, np.uint64)}, "'x' holds 9223372036854775808.*largest of int64"),
         ({"x": torch.tensor(X + 1j)}, "complex128, and samples are dense real numbers.*view_as_real"),
         ({"x": torch.tensor(X).to_sparse()}, r"sparse_coo.*to_dense\(\)"),
         ({"x": np.ma.masked_array(X, mask=X > 1)}, r"masked array, .* values hidden; fill them, as in values\.filled"),
@@ -125,6 +156,13 @@ def test_large_numbers_that_differ_little_stay_apart():
     fed = Federation.from_pandas(frame(age=seconds), "ill", clients=3, client_test=0.0, ordered=True)
     assert fed.table.x.dtype == torch.float32
     assert len(fed.table.x[:, 0].unique()) == 60
+
+
+def test_a_target_that_is_standardised_is_rounded_last():
+    seconds = frame(ill=1.6e9 + np.arange(60.0))
+    y = tabular("own", seconds, Table("ill", task="regression"), origin="", licence="").train.y
+    assert y.dtype == torch.float32
+    assert len(y.unique()) == 60
 
 
 def test_a_value_is_one_category_however_it_is_written():

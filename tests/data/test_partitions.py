@@ -356,12 +356,20 @@ def test_partitions_refuse_what_they_cannot_split():
         Dirichlet(0.1)(Data(y=torch.zeros(30, 4, dtype=torch.int64)), 3)
     with pytest.raises(DataError, match="30 clusters of 20"):
         EmbeddingDirichlet(0.1, clusters=30)(data, 3)
+    with pytest.raises(DataError, match="encoder gave some that are NaN"):
+        EmbeddingDirichlet(0.1, clusters=3, encoder=lambda x: x / 0)(data.replace(x=torch.zeros(20, 2)), 3)
     with pytest.raises(DataError, match="float images"):
         Federation.from_arrays(torch.rand(20, 4), clients=2, partition="rotation:10/iid")
     with pytest.raises(DataError, match="one integer label"):
         Federation.from_arrays(torch.rand(20, 4), torch.rand(20), clients=2, partition="concept:2")
     with pytest.raises(ConfigError, match="unknown kind"):
         FeatureShift("blur", 1.0)  # type: ignore[arg-type]
+
+
+def test_a_seed_may_be_a_number_of_numpy():
+    seeds = np.arange(3)
+    for partition in (Dirichlet(0.1), EmbeddingDirichlet(0.1, clusters=3)):
+        assert torch.equal(partition(samples(20), 3, seeds[2]), partition(samples(20), 3, 2))
 
 
 def test_a_partition_of_ones_own_is_checked():

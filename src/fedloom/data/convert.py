@@ -18,14 +18,14 @@ from .fields import IGNORE, Data
 RESERVED = frozenset(name for name in (*dir(Data), "train", "val", "test") if not name.startswith("_"))
 
 
-def tensor(values: Any, name: str) -> Tensor:
+def tensor(values: Any, name: str, floats: type[np.floating] = np.float32) -> Tensor:
     """Any array, list, frame or tensor as a CPU tensor that models accept.
 
-    NumPy floats become float32 and integers int64, booleans stay (labels `y` become int64); bytes of three
+    NumPy floats become `floats` and integers int64, booleans stay (labels `y` become int64); bytes of three
     and more axes are images and become float32 in 0..1. Float tensors of PyTorch keep their precision.
 
     Raises:
-        DataError: the values are not numbers.
+        DataError: the values are not numbers, or too large.
     """
     if isinstance(values, Tensor):
         if values.is_complex() or values.layout is not torch.strided:
@@ -36,12 +36,30 @@ def tensor(values: Any, name: str) -> Tensor:
         array = _array(values, name)
         if array.dtype.kind not in "fiub":
             raise DataError(f"field {name!r} holds {_held(array)}, and tensors hold numbers; {_instead(array, name)}")
-        t = torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype.kind == "f" else None))
+        t = torch.from_numpy(_fitted(array, name, floats))
     if t.dtype is torch.uint8 and t.dim() >= 3 and name != "y":
         return t.float() / 255
     if not t.is_floating_point() and (t.dtype is not torch.bool or name == "y"):
         return t.long()
     return t
+
+
+def _fitted(array: np.ndarray, name: str, floats: type[np.floating]) -> np.ndarray:
+    """A copy in the processor's order of bytes, floats as `floats`."""
+    if array.dtype.kind != "f":
+        if array.dtype.kind == "u" and array.itemsize == 8 and (array > np.iinfo(np.int64).max).any():
+            raise DataError(
+                f"field {name!r} holds {array.max()}, and whole numbers end at 2^63 - 1, the largest of int64"
+            )
+        return np.array(array, dtype=array.dtype.newbyteorder("="))
+    try:
+        with np.errstate(over="raise"):
+            return np.array(array, dtype=floats)
+    except FloatingPointError:
+        raise DataError(
+            f"field {name!r} holds numbers beyond {np.finfo(floats).max:.2g}, the largest of {floats.__name__}; scale "
+            f"them, or give torch.tensor(values), whose 64 bits stay"
+        ) from None
 
 
 def _array(values: Any, name: str) -> np.ndarray:
@@ -54,12 +72,14 @@ def _array(values: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
         # numbers of several kinds in one table are objects: [1, 2.5, True]
-        return np.asarray(array.tolist()) if array.dtype.kind == "O" and array.ndim else array
+        array = np.asarray(array.tolist()) if array.dtype.kind == "O" and array.ndim else array
     except ValueError:
         raise DataError(
             f"field {name!r} is not one array: its entries differ in shape. Several inputs are fields of their own: "
             f"Federation.from_data({{'x': a, 'z': b, 'y': y}}), with a task whose inputs(batch) returns them all"
         ) from None
+    # text of HDF5 and NPZ files comes as bytes
+    return np.char.decode(array, "utf-8", "backslashreplace") if array.dtype.kind == "S" else array
 
 
 _REAL = "give x.to_dense(), or real and imaginary part as two channels (torch.view_as_real)"
@@ -76,14 +96,14 @@ def _held(array: np.ndarray) -> str:
 def _instead(array: np.ndarray, name: str) -> str:
     if hasattr(array.item() if array.size == 1 else None, "toarray"):
         return "give values.toarray()"
-    if name == "y" and array.dtype.kind in "US":
+    if name == "y" and array.dtype.kind == "U":
         return "labels become numbers by `names, y = np.unique(y, return_inverse=True)`, for all clients at once"
     return "encode it first, or use Federation.from_pandas, which makes categories one-hot"
 
 
 def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
     """Group names (or numbers) as integers 0..g-1 in sorted order, int64 `(n,)`, and their names as text."""
-    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    array = _array(values.cpu() if isinstance(values, Tensor) else values, "groups")
     if array.ndim != 1:
         raise DataError(f"groups are one name or number per sample; given an array of shape {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -120,7 +140,7 @@ def label_numbers(labels: Any, names: Sequence[str], where: str) -> np.ndarray:
     Raises:
         DataError: labels that are none of them.
     """
-    given = np.asarray(labels).astype(str)
+    given = _array(labels, "y").astype(str)
     found = np.searchsorted(names, given).clip(max=len(names) - 1)
     if (odd := np.asarray(names)[found] != given).any():
         few = np.unique(given[odd])[:5].tolist()

@@ -20,7 +20,7 @@ from .fields import Data
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a frame becomes `x` float64 `(n, d)` (numbers as they are, then categories one-hot) and `y`.
+    """How a frame becomes `x` float64 `(n, d)`, numbers as they are, then categories one-hot; and `y`.
 
     The categories are those of the whole frame, so that the width of `x` does not depend on a split; they are
     names, not statistics. Numbers are scaled later, with the train samples alone, and become float32 only then: large
@@ -135,8 +135,8 @@ class Encoding:
         if column_.isna().any():
             raise DataError(f"{where}: the target {self.target!r} is missing in {int(column_.isna().sum())} rows")
         if self.labels is None:
-            values = np.asarray(pd.to_numeric(column_, errors="coerce"), dtype=np.float32)
-            if (odd := ~np.isfinite(values)).any():
+            values = np.asarray(pd.to_numeric(column_, errors="coerce"), dtype=np.float64)
+            if (odd := ~(np.abs(values) <= np.finfo(np.float32).max)).any():
                 raise DataError(
                     f"{where}: the target {self.target!r} is no finite number in {int(odd.sum())} of {len(odd)} rows "
                     f'(first: {column_[odd].tolist()[0]!r}); for labels, task="classification"'

@@ -56,7 +56,7 @@ def tabular(
     if encoding.labels is None:
         y = parts[0]["y"]
         notes = {"target_mean": float(y.mean()), "target_std": float(y.std(correction=0)) or 1.0}
-        parts = [p.replace(y=(p["y"] - notes["target_mean"]) / notes["target_std"]) for p in parts]
+        parts = [p.replace(y=((p["y"] - notes["target_mean"]) / notes["target_std"]).float()) for p in parts]
     groups, names = (None, ()) if group is None else codes(plain(frame)[group])
     default = Natural() if group else IID() if encoding.labels is None else Dirichlet(0.5)
     return Source(

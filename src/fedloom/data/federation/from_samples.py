@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from fedloom.data.convert import (
     label_names,
     label_numbers,
     standardised,
+    tensor,
 )
 from fedloom.data.fields import Data
 from fedloom.data.partitions import Partition, numbers, parse_partition
@@ -99,17 +102,20 @@ def from_data(
     """
     fields, shared = as_fields(data, name), {"test": test, "public": public, "validation": validation}
     if labels := label_names(fields.get("y")):
-        fields["y"] = label_numbers(fields["y"], labels, name)
-        shared = {key: _numbered(part, labels, key) for key, part in shared.items()}
+        numbered = partial(_numbered, labels=labels)
+        fields, shared = numbered(fields, name), _changed(shared, numbered)
         info = {"labels": list(labels), **(info or {})}
+    dtype = getattr(fields.get("x"), "dtype", None)
+    dtype = dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+    if standardise:
+        fields, shared = _exact(fields, name), _changed(shared, _exact)
     whole = as_data(fields, name)
     check(whole, name, classes)
-    columns, dtype = None, torch.float32
+    columns = None
     if standardise:
         if "x" not in whole or whole["x"].dim() != 2:
             raise DataError("standardise=True scales the columns of a table `x` (n, d); this data has none")
         columns = torch.arange(whole["x"].shape[1])
-        dtype = whole["x"].dtype if whole["x"].is_floating_point() else dtype
     group, group_names = (None, ()) if groups is None else codes(groups)
     partition = partition or ("iid" if groups is None else "natural")
     return cls.assemble(
@@ -119,11 +125,25 @@ def from_data(
     )  # fmt: skip
 
 
-def _numbered(part: Shared, labels: tuple[str, ...], where: str) -> Shared:
-    """Shared data with its labels, which are text, as numbers; anything but data as it is."""
-    if part is None or isinstance(part, float | int | str) or "y" not in (fields := as_fields(part, where)):
-        return part
-    return {**fields, "y": label_numbers(fields["y"], labels, where)}
+def _changed(shared: dict[str, Shared], change: Callable[..., dict[str, Any]]) -> dict[str, Shared]:
+    """Shared data with `change(fields, where)` of its fields; anything but data as it is."""
+    return {
+        key: part if part is None or isinstance(part, float | int | str) else change(as_fields(part, key), key)
+        for key, part in shared.items()
+    }
+
+
+def _numbered(fields: dict[str, Any], where: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Labels, which are text, as numbers."""
+    return {**fields, "y": label_numbers(fields["y"], labels, where)} if "y" in fields else fields
+
+
+def _exact(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """Floats in `x` in 64 bits, to be scaled before they are rounded: large ones that differ little become one."""
+    if "x" not in fields:
+        return fields
+    x = tensor(fields["x"], "x", floats=np.float64)
+    return {**fields, "x": x.double() if x.is_floating_point() else x}
 
 
 def assemble(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedloom.data.convert import codes
+from fedloom.data.fields import Data
 from fedloom.data.partitions import Partition
 from fedloom.data.readers import read_frame, read_npz
 from fedloom.errors import ConfigError, DataError
@@ -69,12 +70,17 @@ def from_pandas(
     frame = plain(frame)
     encoding = Encoding.of(frame, target, group, task, categorical, keep, drop, missing)
     group_of, names = (None, ()) if group is None else codes(frame[group])
+
+    def read(part: pd.DataFrame, where: str) -> Data:
+        data = encoding.data(part, where)
+        return data if encoding.labels is not None else data.replace(y=data["y"].float())
+
     shared: dict[str, Any] = {"test": test, "public": public, "validation": validation}
     for key, part in shared.items():
         if isinstance(part, pd.DataFrame):
-            shared[key] = encoding.data(part, key)
+            shared[key] = read(part, key)
     return cls.assemble(
-        encoding.data(frame, name),
+        read(frame, name),
         encoding.numeric_columns,
         clients=clients,
         partition=partition or ("iid" if group is None else "natural"),

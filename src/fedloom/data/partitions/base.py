@@ -83,7 +83,7 @@ class Partition(Checked):
                 f"{self} gives each of {clients} clients {self.least} or more samples, and there are {len(data)}: use "
                 f"fewer clients, as in clients={max(len(data) // self.least, 1)}{fewer}"
             )
-        rng = numbers(rng, "partition") if isinstance(rng, int) else rng
+        rng = rng if isinstance(rng, np.random.Generator) else numbers(int(rng), "partition")
         owner = np.asarray(self.assign(data, clients, rng), dtype=np.int64)
         if owner.shape != (len(data),) or owner.min() < 0 or owner.max() >= clients:
             raise DataError(

@@ -102,7 +102,7 @@ class EmbeddingDirichlet(Partition):
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA
 
-        rng = numbers(rng, "partition") if isinstance(rng, int) else rng
+        rng = rng if isinstance(rng, np.random.Generator) else numbers(int(rng), "partition")
         state = int(rng.spawn(1)[0].integers(2**31))  # a child stream: the split itself draws as `Dirichlet` does
         features = embed(data, self.encoder)
         if len(features) < self.clusters:
@@ -129,7 +129,10 @@ def embed(data: Data, encoder: Encoder | None = None, batch: int = 512) -> np.nd
         raise DataError(f"embeddings are made of the field 'x'; these samples have {', '.join(data)}")
     with torch.no_grad():
         parts = [part if encoder is None else encoder(part) for part in data["x"].split(batch)]
-    return torch.cat([part.detach().cpu().float().flatten(1) for part in parts]).numpy()
+    embedded = torch.cat([part.detach().cpu().float().reshape(len(part), -1) for part in parts])
+    if not embedded.isfinite().all():
+        raise DataError("embeddings are finite numbers; the encoder gave some that are NaN or infinite")
+    return embedded.numpy()
 
 
 def dirichlet_split(key: np.ndarray, alpha: float, clients: int, least: int, rng: np.random.Generator) -> np.ndarray:

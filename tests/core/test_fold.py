@@ -125,11 +125,11 @@ def test_rows_of_a_table():
 
 
 def test_weights():
-    m = Message(n=3, bad=-1.0, text="x")
+    m = Message(n=3, half=0.5, none=0, bad=-1.0, endless=math.inf, text="x")
     assert Fold().of(m, 7) == 7.0
     assert Fold(1).of(m, 7) == 1.0
-    assert Fold("n").of(m, 7) == 3.0
-    for name in ("bad", "text", "gone"):
+    assert [Fold(name).of(m, 7) for name in ("n", "half", "none")] == [3.0, 0.5, 0.0]
+    for name in ("bad", "endless", "text", "gone"):
         with pytest.raises(MessageError, match="finite number >= 0"):
             Fold(name).of(m, 7)
 

@@ -63,9 +63,7 @@ class Total:
     refused: MessageError | None = None
 
     def plus(self, other: Total) -> Total:
-        """The sum of two partial sums of one structure; an empty one adds nothing."""
-        if not (self.jobs and other.jobs):
-            return self if self.jobs else other
+        """The sum of two partial sums of one structure."""
         weight, jobs, refused = self.weight + other.weight, self.jobs + other.jobs, self.refused or other.refused
         values = {} if refused else {k: added(v, other.values[k]) for k, v in self.values.items()}
         return Total(values, weight, jobs, self.structure, refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sqlite3
 import ssl
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,8 +31,10 @@ from sites_http import Summed, summed
 from fedloom.deploy import Authority, MemoryLost, Policy, Refused, Serving, Store, Terms, certs, join
 from fedloom.deploy.agreement import Agreement, Offer
 from fedloom.deploy.alone import alone
+from fedloom.deploy.arrivals import Sites
 from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.certs import server_context
+from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.journal import Journal, Written
 from fedloom.deploy.link import Link, Turned
 from fedloom.deploy.listening import Listener
@@ -43,6 +47,7 @@ from fedloom.method import catalogue
 from fedloom.runs import Recipe
 from fedloom.runs.options import written
 from fedloom.testing.tiny import small
+from fedloom.timing.posted import Posted
 from fedloom.written import dumps
 
 # ---------------------------------------------------------------- the same run
@@ -628,6 +633,30 @@ def test_bodies_go_with_the_last_round_that_names_them(journal):
     assert journal.answers("new") == ["told too"]
     assert journal.closing("exchange of old") == {"replied": ["old"]}
     assert journal.outlived(3) == ["model", "same", "told too"]
+
+
+def test_what_outlives_its_round_is_kept_as_long_as_that_may_be_run_again_and_no_longer(journal, tmp_path):
+    """Job 0 is answered in round 6, every other in its own."""
+    blobs = Blobs(tmp_path / "blobs")
+    coordinator = Coordinator(cast(Any, None), lambda: (0, None), Terms(names=["a"]), journal, blobs)
+    road, kept = Sites(coordinator, 0.0), list[list[int]]()
+
+    def under_way(*jobs: int) -> dict[str, Posted]:
+        return {str(k): Posted(k, 0, "", Message(), (), {}, k) for k in jobs}
+
+    for k in range(12):
+        journal.open([_asked(str(k), k, blobs.put(b"payload %d" % k))])
+        if k:
+            journal.reply(str(k), blobs.put(b"reply %d" % k), None, 0.0)
+            assert road.event(f"event {k}/0", under_way(*[0] * (k <= 6), k), math.inf, 0.0)["job"] == str(k)
+        if k == 6:
+            journal.reply("0", blobs.put(b"reply 0"), None, 0.0)
+            assert road.event("event 6/1", under_way(0), math.inf, 0.0)["job"] == "0"
+        kept.append([j for j in range(k + 1) if journal.job(str(j)) is not None])
+        assert len(list(blobs.folder.iterdir())) == 2 * len(kept[-1]) - (k < 6)
+    assert kept[9] == list(range(10))
+    assert kept[10] == [4, 5, 6, 7, 8, 9, 10]
+    assert kept[11] == [5, 6, 7, 8, 9, 10, 11]
 
 
 def test_an_answer_and_the_state_it_came_from_stand_as_they_were_first(journal):

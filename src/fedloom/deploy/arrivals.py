@@ -18,7 +18,7 @@ from fedloom.timing.meter import Span
 from fedloom.timing.posted import NEVER, Posted
 from fedloom.timing.verdict import refusal
 
-from .coordinator import Coordinator, Stopped
+from .coordinator import KEPT_ROUNDS, Coordinator, Stopped
 
 if TYPE_CHECKING:
     from fedloom.runs.host import Host
@@ -185,6 +185,7 @@ class Sites:
     def __init__(self, coordinator: Coordinator, now: float) -> None:
         self.coordinator, self._since = coordinator, time.monotonic() - now
         self._handed: dict[str, float] = {}
+        self._under_way: dict[int, int] = {}  # round -> that of the oldest job under way when it began
 
     def hand(self, job: Job) -> str:
         """Commit 1: in the journal before it is handed out. One that was answered before a kill is not done again.
@@ -210,21 +211,27 @@ class Sites:
 
     def event(self, name: str, jobs: Mapping[str, Posted], until: float, now: float) -> Event:
         """Commit 4: the event, before the method sees what follows from it."""
-        c = self.coordinator
+        c, round = self.coordinator, int(name.split()[1].split("/")[0])
         c.look()
+        self._keep(round, jobs)
         known = c.journal.closing(name)
         if known is not None:
             return known
-        c.oldest = min((p.version for p in jobs.values()), default=None)
         with c.changed:
             while True:
                 if c.stopping:
                     raise Stopped("stopped; `fedloom serve` with the same folder goes on from here")
                 event = self._seen(jobs, until, max(now, time.monotonic() - self._since))
                 if event is not None:
-                    round = int(name.split()[1].split("/")[0])
                     return c.journal.close_exchange(name, round, event)
                 c.changed.wait(timeout=0.1)
+
+    def _keep(self, round: int, jobs: Mapping[str, Posted]) -> None:
+        """Jobs are kept until no round is run again in which they were under way; what is older goes."""
+        self._under_way.setdefault(round, min((p.version for p in jobs.values()), default=round))
+        self._under_way = {r: oldest for r, oldest in self._under_way.items() if r >= round - KEPT_ROUNDS}
+        self.coordinator.oldest = min(self._under_way.values())
+        self.coordinator.tidy(round)
 
     def _seen(self, jobs: Mapping[str, Posted], until: float, at: float) -> dict[str, Any] | None:
         if at >= until:

@@ -86,7 +86,7 @@ class Coordinator:
         self.desk = Desk(waiting={site: [] for site in terms.names})
         self.changed = threading.Condition()
         self.stopping = False
-        self.oldest: int | None = None  # round of the oldest job under way that outlives its own
+        self.oldest: int | None = None  # round of the oldest job that outlived its own, and may be asked for again
         self.agreed = ""  # hash of what everybody goes by
         self.standing: tuple[int, Any] | None = None  # round and state that questions in mid-job are answered from
         self._payload: tuple[Message, str] | None = None
@@ -180,10 +180,14 @@ class Coordinator:
             for queue in self.desk.waiting.values():
                 queue[:] = [h for h in queue if h["id"] not in gone]
         self._say_closed(jobs, closing)
-        oldest = jobs[0].round if self.oldest is None else min(jobs[0].round, self.oldest)
+        self.tidy(jobs[0].round)
+        return closing
+
+    def tidy(self, round: int) -> None:
+        """In this round: what no run needs that is resumed from here goes."""
+        oldest = round if self.oldest is None else min(round, self.oldest)
         with self.changed:
             self.blobs.drop(self.journal.outlived(oldest - KEPT_ROUNDS))
-        return closing
 
     def _say_closed(self, jobs: Sequence[Written], closing: Mapping[str, Any]) -> None:
         replied, refused = len(closing["replied"]), len(closing["refused"])

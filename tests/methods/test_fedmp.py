@@ -11,6 +11,7 @@ import pytest
 import torch
 from narrow import HIDDEN, START, TASK, entries, pieces, scores, trained
 from orders import overheard
+from torch import nn
 from worked import SGD, N, Softmax, X, Y, federation, run, same
 
 import fedloom as fl
@@ -85,6 +86,22 @@ def test_norms_of_units_of_convolutions():
     gone = [u for u in range(n) if u not in left.tolist()]
     assert len(left) == n / 2
     assert norms[group][left].min() >= norms[group][gone].max()
+
+
+def test_norms_of_units_made_along_another_axis():
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.up, self.head = nn.Embedding(7, 5), nn.ConvTranspose1d(5, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.up(self.words(x).transpose(1, 2)).mean(2))
+
+    model = fl.Model(Other, example=(torch.zeros(1, 6, dtype=torch.int64),))
+    w = model.initial()
+    norms = unit_norms(model, w)
+    torch.testing.assert_close(norms["words"], model.layout.view(w, "words.weight").abs().sum(0))
+    torch.testing.assert_close(norms["up"], model.layout.view(w, "up.weight").abs().sum((0, 2)))
 
 
 # ------------------------------------------------------------------------------------------------ the bandit

@@ -130,6 +130,30 @@ def test_the_scaler_works_while_training_only():
     assert sum(isinstance(m, Scaler) for m in net.modules()) == 1  # none behind the head
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.head = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.into(x)[:, None])[:, 0])
+
+
+def test_a_network_that_reads_its_layers_weights_as_attention_does_may_have_scalers():
+    run = fl.run(HFL, fl.Classification(model=Attending), federation(), rounds=1, dtype=torch.float64)
+    assert not torch.equal(run.params, run.plan.model.initial())
+    net, x = Attending(), torch.randn(4, 3)
+    assert torch.equal(with_scalers(net)(x), net(x))
+
+
+def test_masked_scores_are_for_classes():
+    numbers = fl.Federation.from_arrays(torch.randn(20, 3), torch.randn(20), clients=2)
+    with pytest.raises(fl.FedloomError, match="these targets are numbers: mask=False"):
+        fl.run(HFL, fl.Regression(model="mlp:8"), numbers, rounds=1)
+    fl.run(replace(HFL, mask=False), fl.Regression(model="mlp:8"), numbers, rounds=1)
+
+
 def test_slices_answer_as_they_are():
     got, _ = overheard(HFL, TASK, federation(), rounds=1)
     client = fl.Client(got.plan, 1, (1, 1, 0), {})

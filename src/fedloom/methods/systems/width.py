@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedloom.errors import NotSupported
 from fedloom.keyed import generator
 from fedloom.model import Model
+from fedloom.units.probe import role_of
 
 Choose = Callable[[str, int], Tensor]
 """A group of tied units and how many there are -> numbers of those that stay."""
@@ -54,8 +55,12 @@ def unit_norms(model: Model, params: Tensor) -> dict[str, Tensor]:
     units = model.units
     norms = params.new_zeros(sum(units.sizes.values()) + 1)  # the last is for positions that always stay
     for name, w in model.layout.tree(params.abs()).items():
-        if w.dim() > 1 and 0 in units.axes[name]:
-            norms.index_add_(0, units.axes[name][0].to(norms.device), w.flatten(1).sum(1))
+        layer, _, leaf = name.rpartition(".")
+        role = role_of(model.module.get_submodule(layer))
+        sides = role.tensors.get(leaf, {}) if role else {}
+        for axis, made in units.axes[name].items():
+            if w.dim() > 1 and sides.get(axis) == "made":
+                norms.index_add_(0, made.to(norms.device), w.movedim(axis, 0).flatten(1).sum(1))
     return dict(zip(units.sizes, norms[:-1].split(list(units.sizes.values()))))
 
 
@@ -72,6 +77,16 @@ class Scaler(nn.Module):
         return x * (self.units / there) if self.training and there != self.units else x
 
 
+class Scaled(nn.Sequential):
+    """A layer and its scaler, for a network that may read the layer's weights or sizes, as attention does."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("0"), name)
+
+
 def with_scalers(net: nn.Module) -> nn.Module:
     """A copy of a network with a scaler behind every hidden layer that makes units."""
     net = copy.deepcopy(net)
@@ -79,7 +94,7 @@ def with_scalers(net: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d) and name != "head":
                 axis = -1 if isinstance(child, nn.Linear) else 1
-                setattr(module, name, nn.Sequential(child, Scaler(child.weight.shape[0], axis)))
+                setattr(module, name, Scaled(child, Scaler(child.weight.shape[0], axis)))
     return net
 
 
@@ -93,8 +108,10 @@ def seen_classes(model: Model, y: Tensor, like: Tensor) -> Tensor:
     """1 for classes among the labels `y`, 0 for the others `(rows of the head,)`, in the type of `like`.
 
     Raises:
-        NotSupported: the network has no last layer called `head`.
+        NotSupported: the labels are no classes, or the network has no last layer called `head`.
     """
+    if y.is_floating_point():
+        raise NotSupported("masked scores are those of classes a client has, and these targets are numbers: mask=False")
     shapes = [s for name, s in model.layout.shapes.items() if name.startswith("head.")]
     if not shapes:
         raise NotSupported("masked scores need a last layer called `head`, and this network has none: mask=False")

@@ -88,6 +88,14 @@ def test_shapes_of_filters():
     }  # fmt: skip
 
 
+def test_a_number_of_the_network_is_scaled():
+    one = Layout({"temperature": ()})
+    filters = program(one, one)
+    assert filters.shapes == {"temperature.direction": (1, 1, 1), "temperature.size": (1,)}
+    for make in (compressed, dilated):
+        assert make(torch.tensor([-4.0, 3.0]), torch.tensor([2.0]), one, one).tolist() == [-6.0]
+
+
 def test_gradients_reach_filters_and_weights():
     vector, w, u = random(program(BIG, SMALL).size), random(BIG.size, 1), random(SMALL.size, 2)
     for make, v in ((compressed, w), (dilated, u)):

@@ -89,5 +89,6 @@ def _applied(
 
 
 def _planes(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Outputs, inputs, and kernel positions of a tensor; a bias has one input."""
-    return shape[0], shape[1] if len(shape) > 1 else 1, math.prod(shape[2:])
+    """Outputs, inputs, and kernel positions of a tensor; a bias has one input, a number one output, too."""
+    outputs, inputs, *kernel = (*shape, 1, 1)[: max(2, len(shape))]
+    return outputs, inputs, math.prod(kernel)

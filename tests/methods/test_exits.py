@@ -103,6 +103,13 @@ def test_the_deepest_exit_teaches_and_does_not_learn():
     assert g[:, 0].abs().max() > 1e-3
 
 
+def test_exits_that_answer_position_by_position_learn_at_each_of_them():
+    scores = torch.randn(6, 3, 4, 5, dtype=torch.float64)  # as many positions as might be taken for exits or classes
+    at = scores.unbind(2)
+    torch.testing.assert_close(mutual_kl(scores), torch.stack([mutual_kl(one) for one in at]).mean(0))
+    torch.testing.assert_close(kl_from_last(scores, 2.0), torch.stack([kl_from_last(one, 2.0) for one in at]).mean(0))
+
+
 def test_the_loss_of_all_exits_is_their_sum():
     model = model_of("mlp:8,7", (6,))
     batch = fl.Data(x=torch.randn(4, 6), y=torch.tensor([0, 1, 4, 2]))

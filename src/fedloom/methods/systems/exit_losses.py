@@ -27,18 +27,23 @@ def all_exits(model: Any, w: Tensor, batch: Any, extras: Any) -> Tensor:
 def mutual_kl(scores: Tensor) -> Tensor:
     """`1 / (K - 1) sum_i sum_{j != i} KL(p_j || p_i)` `(n,)`: every exit learns from every other, which stays as it is.
 
-    scores: `(n, K, classes)`.
+    scores: `(n, K, classes)`, or `(n, K, positions, classes)`, of which the mean over positions is taken.
     """
     student, teacher = F.log_softmax(scores, -1), F.log_softmax(scores.detach(), -1)
     gap = teacher.unsqueeze(1) - student.unsqueeze(2)  # [sample, i, j, class]
-    return (teacher.exp().unsqueeze(1) * gap).sum((1, 2, 3)) / max(1, scores.shape[1] - 1)
+    apart = (teacher.exp().unsqueeze(1) * gap).sum((1, 2, -1)) / max(1, scores.shape[1] - 1)
+    return apart.mean(1) if apart.dim() > 1 else apart
 
 
 def kl_from_last(scores: Tensor, temperature: float = 1.0) -> Tensor:
-    """`T^2 KL(softmax(z_K / T) || softmax(z_j / T))` `(n, K)`: exits learn from the deepest, which stays as it is."""
+    """`T^2 KL(softmax(z_K / T) || softmax(z_j / T))` `(n, K)`: exits learn from the deepest, which stays as it is.
+
+    scores: as of `mutual_kl`.
+    """
     student = F.log_softmax(scores / temperature, -1)
     teacher = F.log_softmax(scores[:, -1:].detach() / temperature, -1)
-    return temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)
+    apart = temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)
+    return apart.mean(2) if apart.dim() > 2 else apart
 
 
 def exit_views(clients: Clients, params: Tensor) -> dict[str, Evaluation]:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from orders import overheard, rows
 from test_fedmd import PX, data, logits
+from torch import nn
 from worked import SGD, START, N, Softmax, cohort, run, same, trained
 
 import fedloom as fl
 from fedloom.testing import tiny_federation, tiny_task
+from fedloom.training.distil import match_logits, match_softened
 
 ADAM = fl.Adam(lr=0.05, epochs=2, batch_size=3)
 DF = fl.FedDF(cohort=3, solver=SGD, distil=ADAM, temperature=2.0)
@@ -112,3 +114,19 @@ def test_wrong_settings_are_refused():
         fl.FedDF(temperature=0)
     with pytest.raises(fl.FedloomError, match="public"):
         overheard(DF, fl.Classification(model="mlp:8"), tiny_federation())
+
+
+def test_answers_at_every_position_of_a_sequence_are_learned_from():
+    model = fl.Model(lambda: nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 7)), fl.NextToken(model="unused"))
+    w, x, teacher = model.initial(), torch.randint(7, (4, 6)), torch.randn(4, 6, 7)
+    whole = fl.Data(x=x, teacher=teacher)
+    for loss, terms in ((match_softened, {"temperature": 2.0}), (match_logits, {})):
+        at = [loss(model, w, fl.Data(x=x[:, k], teacher=teacher[:, k]), terms) for k in range(6)]
+        torch.testing.assert_close(loss(model, w, whole, terms), torch.stack(at).mean(0))
+
+
+def test_numbers_are_no_chances_to_be_distilled():
+    x = torch.randn(12, 3)
+    numbers = fl.Federation.from_clients([(x, x[:, :2])] * 3, public=fl.Data(x=x))
+    with pytest.raises(fl.FedloomError, match="a regression's outputs are numbers: use a method that averages weights"):
+        fl.run(DF, fl.Regression(model="mlp:4"), numbers, rounds=1)

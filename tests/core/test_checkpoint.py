@@ -265,6 +265,29 @@ def test_killed_before_the_first_checkpoint_starts_again(tmp_path):
     assert difference(outcome(again), outcome(make(None).run())) == ""
 
 
+HOLD = """
+    import fcntl, sys
+    lock = open(sys.argv[1], "a")
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_runs_in_a_folder(tmp_path):
+    make(tmp_path, rounds=2).run()
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    command = [sys.executable, "-c", textwrap.dedent(HOLD), str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(fl.FedloomError, match=r"in use: another process runs in it.*run\(resume=True\)"):
+            make(tmp_path, rounds=3).run(resume=True)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == log
+        other.kill()
+    assert make(tmp_path, rounds=3).run(resume=True).resumed_from == 2
+
+
 def test_a_folder_that_was_never_a_run(tmp_path):
     with pytest.raises(CheckpointError, match="nothing to resume from"):
         make(tmp_path).run(resume=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedloom.errors import DiskError
+from fedloom.errors import ConfigError, DiskError
 
 
 @contextmanager
@@ -37,3 +39,30 @@ def replace(path: Path, content: str | Sequence[bytes | memoryview], then: str) 
     except DiskError:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def held(folder: Path, then: str) -> Iterator[None]:
+    """No other process works in this folder meanwhile. However this one ends, the system lets go of what it held, and
+    processes it forked hold nothing; where there are no such locks (Windows, some network folders), nobody is kept out.
+
+    Raises:
+        ConfigError: another process does; `then` says what to do.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with writing(folder, "Nothing was changed there"):
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(lock)
+            raise ConfigError(f"{folder} is in use: another process runs in it. {then}") from None
+    try:
+        yield
+    finally:
+        os.close(lock)

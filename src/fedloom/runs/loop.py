@@ -6,6 +6,8 @@ import gc
 import json
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -187,6 +189,11 @@ class Run:
     # ------------------------------------------------------------ the loop
     def go(self) -> Run:
         """Run to the end; `Experiment.run` calls it."""
+        with self._folder():
+            self._go()
+        return self
+
+    def _go(self) -> None:
         e = self.experiment
         self._open()
         if not self.started:
@@ -220,7 +227,6 @@ class Run:
             self.host.engine.close()
         self._close()
         self._say("end", rounds=e.rounds, summary=self.summary)
-        return self
 
     def _finish(self) -> None:
         """The method's last word. What was before it is kept, so that more rounds can follow in a resume."""
@@ -281,13 +287,22 @@ class Run:
         return view
 
     # ------------------------------------------------------------ the folder
-    def _open(self) -> None:
+    @contextmanager
+    def _folder(self) -> Generator[None]:
+        """It is there, and no other process works in it."""
         if self.out is None:
+            yield
             return
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ConfigError(f"cannot make the folder of the run, {self.out}: {e.strerror}; choose another") from None
+        with files.held(self.out, f"Wait for it, or stop it and continue with {self._how_to_continue}"):
+            yield
+
+    def _open(self) -> None:
+        if self.out is None:
+            return
         log = self.out / "metrics.jsonl"
         if self.resumed_from is None and log.exists():
             raise ConfigError(

@@ -142,6 +142,23 @@ def test_a_task_that_has_ended_gives_its_requests_to_the_other():
     assert both.host.dispatch.outstanding() == []
 
 
+def test_a_run_that_goes_on_from_another_shares_out_its_own_requests():
+    first = two(replace(METHOD, ends=(3, 5)), rounds=8)
+    assert [t.share for t in first.state.tasks.values()] == [0, 0]
+    more = two(replace(METHOD, requests=9), rounds=4, before=first)
+    assert sum(t.share for t in more.state.tasks.values()) == 9
+    assert sum(t.version for t in more.state.tasks.values()) == 3 + 5 + 4
+    one = two(replace(METHOD, ends=(3, 8)), rounds=5, before=first)
+    assert [(t.version, t.share) for t in one.state.tasks.values()] == [(3, 0), (8, 0)]
+    assert torch.equal(one.state.tasks["a"].params, first.state.tasks["a"].params)
+
+
+def test_a_run_of_other_networks_is_nothing_to_start_from():
+    alone = run(replace(METHOD, requests=4), rounds=1)
+    with pytest.raises(fl.FedloomError, match=r"networks \['Softmax'\]; this one's are \['a', 'b'\]"):
+        two(before=alone)
+
+
 def test_one_network_with_everything_in_at_once_is_fedavg_of_who_was_drawn():
     drawn = [choose(4, 1, 0, "sample", 0, k)[0] for k in range(2)]
     assert drawn[0] != drawn[1]

@@ -15,6 +15,7 @@ Sent: the task's name and x_m down, Delta and its steps up. Kept at clients: not
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from fedloom.method import Method, State, register
 from fedloom.replies import Evaluation
 from fedloom.training import SGD, Solver
 
-from .several import Training, allot, judged, lacking, samples, scatter, share_out
+from .several import Training, judged, lacking, samples, scatter, share_out
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,17 @@ class FedAST(Method):
         return {"method": cls(requests=9, ratio=2, window=2, solver=SGD(lr=0.1, steps=2, batch_size=4)), "rounds": 5}
 
     def start(self, clients: Clients, before: FedASTState | None = None) -> FedASTState:
-        if before:
-            return before
         names = list(clients.models)
         if self.requests < self.ratio * len(names) or len(self.ends) not in (0, len(names)):
             raise ConfigError(f"{self} does not fit {len(names)} networks: `ratio` requests and one of `ends` for each")
-        share = allot(dict.fromkeys(names, 1.0), self.requests, self.ratio)
-        return FedASTState({m: Training(model.initial(), share[m]) for m, model in clients.models.items()})
+        tasks = before.tasks if before else {m: Training(model.initial(), 0) for m, model in clients.models.items()}
+        if list(tasks) != names:
+            raise ConfigError(
+                f"FedAST cannot start from a run of the networks {list(tasks)}; this one's are {names}. Give those, or "
+                f"leave before out"
+            )
+        going = {m: float(task.share) for m, task in tasks.items() if not self.done(tasks, m)}
+        return FedASTState(share_out(tasks, going, self.requests, self.ratio))
 
     async def local(self, client: Client, task: str, params: Tensor) -> Message:
         data = samples(client.data, list(client.models).index(task))
@@ -143,13 +148,17 @@ class FedAST(Method):
 
     def ended(self, state: FedASTState, name: str, clients: Clients) -> FedASTState:
         """A task with all its steps done gives its requests to the others."""
-        if not self.ends or state.tasks[name].version < self.ends[list(state.tasks).index(name)]:
+        if not self.done(state.tasks, name):
             return state
         for job in clients.jobs:
             if job.payload.task == name:
                 clients.cancel(job.number)
         shares = {m: float(task.share) for m, task in state.tasks.items() if task.share and m != name}
         return FedASTState(share_out(state.tasks, shares, self.requests, self.ratio))
+
+    def done(self, tasks: Mapping[str, Training], name: str) -> bool:
+        """Whether a task has all its steps behind it."""
+        return bool(self.ends) and tasks[name].version >= self.ends[list(tasks).index(name)]
 
     def evaluate(self, state: FedASTState, clients: Clients) -> dict[str, Evaluation]:
         """Every task's model on the samples of its task."""

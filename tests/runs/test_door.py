@@ -234,6 +234,16 @@ def test_a_run_with_another_network_or_other_settings_is_refused(
         fl.run(next_method, fl.Classification(model=model), data, rounds=1, before=first)
 
 
+def test_a_run_of_another_type_of_numbers_is_refused():
+    """It went on in that type, which samples of this run's did not fit."""
+    task, wide = fl.Classification(model="mlp:6"), fl.Federation.from_clients([(X.double(), Y)] * 2, classes=3)
+    first = fl.run(fl.FedAvg(), task, wide, rounds=0, dtype=torch.float64)
+    with pytest.raises(
+        ConfigError, match=r"its params is torch.float64, and this run's torch.float32. Give .* the dtype"
+    ):
+        fl.run(fl.FedAvg(), task, fl.Federation.from_clients([(X, Y)] * 2, classes=3), rounds=1, before=first)
+
+
 def test_a_run_that_starts_from_another_draws_what_it_would_draw_afresh():
     @dataclass(frozen=True)
     class Noisy(fl.FedAvg):

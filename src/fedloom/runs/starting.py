@@ -48,17 +48,19 @@ def started(method: Method, clients: Clients, before: Any, fresh: Any) -> Any:
         )
     for other in _differences(fresh, state):
         raise ConfigError(
-            f"{name} cannot start from the {given} of an earlier run: {other}. Give the network, the number of classes "
-            f"and the settings of that run, or leave before out"
+            f"{name} cannot start from the {given} of an earlier run: {other}. Give the network, the number of "
+            f"classes, the dtype and the settings of that run, or leave before out"
         )
     return state
 
 
 def _differences(fresh: Any, state: Any, name: str = "") -> Iterator[str]:
-    """What this run has and a state does not hold, or holds in another shape."""
+    """What this run has and a state does not hold, or holds in another shape or type."""
     if isinstance(fresh, Tensor) and isinstance(state, Tensor):
         if fresh.shape != state.shape:
             yield f"its {name} is {tuple(state.shape)}, and this run's {tuple(fresh.shape)}"
+        elif fresh.dtype != state.dtype:
+            yield f"its {name} is {state.dtype}, and this run's {fresh.dtype}"
     elif is_mapping(fresh) and is_mapping(state):
         for key in fresh:
             if key in state:

@@ -172,6 +172,11 @@ def test_nobody_there_is_a_legal_round():
     assert got.state.updates == (0, 0, 0)
 
 
+def test_the_scores_by_losses_may_have_everything():
+    for by_loss, by_gap in ((0.32, 0.68), (1.0, 0.0), (0.0, 1.0)):
+        assert fl.Cdfl(by_loss=by_loss, by_gap=by_gap).shares == (by_loss, by_gap, 0.0)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"beta": 0.0}, {"rho": -1.0}, {"by_loss": 0.7, "by_gap": 0.4}, {"least": -1.0}, {"warm": 0}, {"a": -1.0}]
 )

@@ -89,7 +89,8 @@ class Cdfl(Method):
 
     def __post_init__(self) -> None:
         discount("hinge", 0, self.a, self.b)
-        if not (0 < self.beta <= 1 and min(*self.shares, self.rho, self.least) >= 0 and self.warm >= 1):
+        fine = min(self.by_loss, self.by_gap, self.rho, self.least) >= 0 and self.by_loss + self.by_gap <= 1
+        if not (fine and 0 < self.beta <= 1 and self.warm >= 1):
             raise ConfigError(
                 f"{self} cannot be: rho, least, by_loss, by_gap >= 0, by_loss + by_gap <= 1, 0 < beta <= 1, warm >= 1"
             )
@@ -97,7 +98,7 @@ class Cdfl(Method):
     @property
     def shares(self) -> tuple[float, float, float]:
         """Of the scores by loss, gap and distance."""
-        return self.by_loss, self.by_gap, 1 - self.by_loss - self.by_gap
+        return self.by_loss, self.by_gap, max(0.0, 1 - self.by_loss - self.by_gap)  # 1 - 0.32 - 0.68 is below 0
 
     def parts(self, clients: Clients) -> list[Data]:
         """D_k, by distribution."""

@@ -478,6 +478,35 @@ def test_keys_are_for_their_owner_alone(tmp_path):
         authority.revoke("c")
 
 
+@pytest.mark.parametrize("host", ["https://coordinator.example.org", "coordinator:8750", "höst", "", "a..b"])
+def test_what_is_no_host_is_refused_before_there_is_an_authority(host, tmp_path):
+    with pytest.raises(ConfigError, match=r"without https:// and without its port; given"):
+        Authority.init(tmp_path / "certs", [host, "localhost"])
+    Authority.init(tmp_path / "certs", ["coordinator", "*.example.org", "::1"])
+
+
+def test_no_revocation_is_lost_to_a_certificate_that_is_issued_meanwhile(tmp_path, monkeypatch):
+    authority = Authority.init(tmp_path / "certs")
+    authority.issue("a")
+    save, read = Authority._save, threading.Event()
+
+    def late(self: Authority, issued: dict) -> None:
+        read.set()
+        time.sleep(0.2)
+        save(self, issued)
+
+    monkeypatch.setattr(Authority, "_save", late)
+    with ThreadPoolExecutor() as pool:
+        issuing = pool.submit(authority.issue, "b")
+        read.wait(5)
+        pool.submit(authority.revoke, "a").result()
+        issuing.result()
+    assert {entry["name"]: bool(entry["revoked"]) for entry in authority.issued().values()} == {"a": True, "b": False}
+    with pytest.raises(ConfigError, match="holds no authority"):
+        Authority(tmp_path / "nowhere").issue("a")
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_certificate_stays_in_force_where_no_new_one_can_be_issued(tmp_path):
     authority = Authority.init(tmp_path / "certs")
     authority.issue("a")

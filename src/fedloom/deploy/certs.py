@@ -10,15 +10,19 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from fedloom.errors import ConfigError, FedloomError, MissingExtra
+
+from .alone import alone
 
 try:
     from cryptography import x509
@@ -30,6 +34,7 @@ except ImportError as e:
     raise MissingExtra("cryptography", "deploy", "certificates of sites") from e
 
 _LETTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _YEAR = 365
 _STARTS = timedelta(minutes=-5)  # clocks differ a little
 
@@ -76,8 +81,9 @@ class Authority:
         """A new authority, and the coordinator's certificate for these host names and addresses.
 
         Raises:
-            ConfigError: there is one already; a new one would shut every site out.
+            ConfigError: there is one already; a new one would shut every site out. Or one of these is no host.
         """
+        names = x509.SubjectAlternativeName([_host(h) for h in hosts])
         if (folder / "ca.key").exists():
             raise ConfigError(f"{folder} holds an authority already; a new one would shut out every site it issued")
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +98,6 @@ class Authority:
         _write(folder / "ca.key", _private(key), 0o600)
         _write(folder / "issued.json", b"{}\n", 0o644)
         made = Authority(folder)
-        names = x509.SubjectAlternativeName([_host(h) for h in hosts])
         made._issue("coordinator", folder / "server", names, ExtendedKeyUsageOID.SERVER_AUTH, days)
         return made
 
@@ -103,14 +108,15 @@ class Authority:
             the folder to give to that site, over a way you trust: it holds the site's private key.
         """
         check_site(name)
-        before = self._in_force(name)
-        folder = self.folder / "sites" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"fedloom://site/{name}")])
-        serial, until = self._issue(name, folder / "site", names, ExtendedKeyUsageOID.CLIENT_AUTH, days)
-        _write(folder / "ca.pem", (self.folder / "ca.pem").read_bytes(), 0o644)
-        entry = {"name": name, "until": until.isoformat(timespec="seconds"), "revoked": ""}
-        self._save({**self._revoked(before), serial: entry})  # not before there is a new one
+        with self._changing():
+            before = self._in_force(name)
+            folder = self.folder / "sites" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"fedloom://site/{name}")])
+            serial, until = self._issue(name, folder / "site", names, ExtendedKeyUsageOID.CLIENT_AUTH, days)
+            _write(folder / "ca.pem", (self.folder / "ca.pem").read_bytes(), 0o644)
+            entry = {"name": name, "until": until.isoformat(timespec="seconds"), "revoked": ""}
+            self._save({**self._revoked(before), serial: entry})  # not before there is a new one
         return folder
 
     def revoke(self, name: str) -> list[str]:
@@ -122,11 +128,12 @@ class Authority:
         Raises:
             ConfigError: there is none to revoke.
         """
-        found = self._in_force(name)
-        if not found:
-            known = ", ".join(sorted({e["name"] for e in self.issued().values()})) or "nobody"
-            raise ConfigError(f"no certificate of {name!r} is in force; issued so far: {known}")
-        self._save(self._revoked(found))
+        with self._changing():
+            found = self._in_force(name)
+            if not found:
+                known = ", ".join(sorted({e["name"] for e in self.issued().values()})) or "nobody"
+                raise ConfigError(f"no certificate of {name!r} is in force; issued so far: {known}")
+            self._save(self._revoked(found))
         return found
 
     def issued(self) -> dict[str, dict[str, Any]]:
@@ -148,6 +155,13 @@ class Authority:
         return None
 
     # ------------------------------------------------------------
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time: each writes down all that was issued, and a revocation must not be lost to another."""
+        self.issued()
+        with alone(self.folder, wait=True):
+            yield
+
     def _issue(
         self, name: str, at: Path, names: x509.SubjectAlternativeName, usage: x509.ObjectIdentifier, days: int
     ) -> tuple[str, datetime]:
@@ -274,7 +288,12 @@ def _host(text: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(text))
     except ValueError:
-        return x509.DNSName(text)
+        if _HOST.fullmatch(text):
+            return x509.DNSName(text)
+    raise ConfigError(
+        f"a coordinator's host is a name or an address, as in coordinator.example.org or 192.0.2.7, without https:// "
+        f"and without its port; given {text!r}"
+    )
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -97,6 +97,17 @@ def test_the_suite_notices_a_secret_that_is_written_too_late(planted, tmp_path):
         bench.check()
 
 
+def test_the_coordinator_s_own_certificate_signs_for_no_site(tmp_path):
+    """Not for one that has its name, either."""
+    authority = Authority.init(tmp_path / "certs")
+    site = Identity(authority.issue("coordinator"))
+    for kind in ("pem", "key"):
+        (authority.folder / f"site.{kind}").write_bytes((authority.folder / f"server.{kind}").read_bytes())
+    site.check("coordinator", "text", site.signed("text"))
+    with pytest.raises(Forged):
+        site.check("coordinator", "text", Identity(authority.folder).signed("text"))
+
+
 # ---------------------------------------------------------------- whoever is lost
 
 

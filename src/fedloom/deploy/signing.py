@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedloom.errors import FedloomError
 
@@ -52,9 +52,11 @@ class Identity:
             key = certificate.public_key()
             assert isinstance(key, ec.EllipticCurvePublicKey)
             key.verify(bytes.fromhex(str(given["signature"])), text.encode(), _HOW)
+            usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
             names = [a.value for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
             now = datetime.now(UTC)
-            fine = names == [name] and certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+            fine = names == [name] and ExtendedKeyUsageOID.CLIENT_AUTH in usage
+            fine = fine and certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
         except Exception:  # it is what another site wrote: whatever is wrong with it, it is not signed
             fine = False
         if not fine:

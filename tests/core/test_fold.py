@@ -205,6 +205,12 @@ def test_numbers_of_16_bits_are_added_up_in_32(dtype):
     assert replies.sum().v.tolist() == [8000.0, 8000.0]
 
 
+@pytest.mark.parametrize("made", [[1.0, 2.0, torch.ones(3), 4.0], {"x": torch.ones(1)}, None])
+def test_what_a_stage_makes_of_a_sum_is_left_as_it_is(made):
+    for sent in (torch.ones(3).half(), {"y": torch.ones(3).half()}, [torch.ones(3).half()], 1.0):
+        assert difference(as_sent({"v": made}, structure(Message(v=sent))), {"v": made}) == ""
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_elements_of_16_bits_are_added_up_in_32(dtype):
     sent = Message(w=At(torch.tensor([1]), torch.tensor([20.0], dtype=dtype), 2))

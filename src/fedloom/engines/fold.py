@@ -248,15 +248,13 @@ def check_names(names: Iterable[str], weight: bool = False) -> None:
 
 def as_sent(value: Any, kind: Any) -> Any:
     """A sum or a mean of replies of this structure, where they had 16 bits again in 16; what a stage of the channel
-    added, of structure None, as it is. `Covered` does so once it is divided."""
-    if kind is None:
-        return value
-    if isinstance(value, Tensor):
+    made of it or added, of another structure or None, as it is. `Covered` does so once it is divided."""
+    if isinstance(value, Tensor) and is_row(kind):
         return value.to(_OF_16_BITS.get(kind[-1], value.dtype))
-    if is_mapping(value):
+    if is_mapping(value) and is_set(kind):
         kinds = dict(kind)
         return {k: as_sent(v, kinds.get(k)) for k, v in value.items()}
-    if is_row(value):
+    if is_row(value) and is_row(kind) and (type(value).__name__, len(value)) == (kind[0], len(kind) - 1):
         return like(value, map(as_sent, value, kind[1:]))
     return value
 

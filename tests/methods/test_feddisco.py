@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from orders import overheard
-from worked import SGD, START, N, Softmax, Y, cohort, federation, run, same, trained
+from worked import SGD, START, N, Softmax, X, Y, cohort, federation, run, same, trained
 
 import fedloom as fl
 from fedloom.errors import NotSupported
@@ -69,6 +70,18 @@ def test_a_number_is_told_once_and_no_counts_leave():
     assert len({(h.client, h.round) for h in told}) == len({h.client for h in told})
     assert all(h.payload == {} and isinstance(h.reply.distance, float) for h in told)
     assert all(set(h.reply) == {"delta", "weighed"} for h in heard if h not in told)
+
+
+def test_a_run_that_starts_from_another_hears_of_its_own_samples():
+    turned = fl.Federation.from_clients(
+        [(torch.from_numpy(X[i]), torch.from_numpy(Y[3 - i][np.arange(len(Y[i])) % len(Y[3 - i])])) for i in range(4)],
+        client_test=0.0,
+        classes=3,
+    )
+    first = run(fl.FedDisco(inner=INNER), rounds=4)
+    options = {"dtype": torch.float64, "evaluate_every": 0}
+    again, alone = (fl.run(fl.FedDisco(inner=INNER), TASK, turned, 4, before=b, **options) for b in (first, None))
+    assert again.state.distances == alone.state.distances != first.state.distances
 
 
 def test_around_server_momentum_and_inside_a_selection():

@@ -92,7 +92,7 @@ class FedDisco(Wrapping):
 
     def start(self, clients: Clients, before: FedDiscoState | None = None) -> FedDiscoState:
         inner = self.inner.start(clients, before.inner if before else None)
-        return FedDiscoState(inner=inner, distances=before.distances if before else {})
+        return FedDiscoState(inner=inner, distances={})  # an earlier run may have been of other samples
 
     def round(self, state: FedDiscoState, clients: Clients) -> FedDiscoState:
         known = dict(state.distances)

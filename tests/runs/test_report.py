@@ -183,6 +183,16 @@ def test_clients_are_drawn_from_the_worst_to_the_best():
     assert distribution([Group("a", [record("a", [0.5])])], "personal") is None
 
 
+@pytest.mark.parametrize(("figure", "drawn"), [("accuracy", [0.1, 0.5, 0.9]), ("rmse", [0.9, 0.5, 0.1])])
+def test_a_client_without_a_number_is_the_worst(figure: str, drawn: list[float]):
+    told = record("a", [0.5])
+    told.rows[-1]["local"]["clients"] = {str(i): {figure: v} for i, v in enumerate([0.9, math.nan, 0.1, 0.5])}
+    fig = distribution([Group("a", [told])], "local")
+    assert fig is not None
+    assert math.isnan(fig.data[0].y[0])
+    assert list(fig.data[0].y[1:-1]) == drawn
+
+
 def test_where_less_is_better_the_worst_client_is_the_one_with_most():
     told = record("a", [0.5])
     told.rows[-1]["local"]["clients"] = {"0": {"rmse": 1.0}, "1": {"rmse": 3.0}}
@@ -214,6 +224,21 @@ def test_the_first_sentence_claims_no_more_than_the_runs_show(first, second, sai
         for name, values in (("a", first), ("b", second))
     ]
     assert said in render(groups)
+
+
+@pytest.mark.parametrize("names", ["abc", "bca", "cab"])
+def test_a_run_that_ran_away_is_neither_first_nor_keeps_the_best_from_being_marked(names: str):
+    ends = {"a": math.nan, "b": 0.5, "c": 0.9}
+    page = render([Group(name, [record(name, [ends[name]])]) for name in names])
+    assert "c ends at 90.0 % accuracy, 40.0 points from b." in page
+    assert "a ends without a number." in page
+    assert re.findall(r'<td class="best">(.*?)</td>', page) == ["90.0 %"]
+
+
+def test_runs_that_all_ran_away_are_not_ranked():
+    page = render([Group(name, [record(name, [math.nan])]) for name in "ab"])
+    assert "a ends without a number. b ends without a number.</p>" in page
+    assert 'class="best"' not in page
 
 
 def test_the_page_is_whole_and_asks_no_network(folder: Path, tmp_path: Path):

@@ -78,8 +78,8 @@ def curves(groups: Sequence[Group], against: str = "round", view: str = "global"
 
 
 def distribution(groups: Sequence[Group], view: str = "global") -> go.Figure | None:
-    """The final figure of every client, from the worst client to the best (clients of all seeds together); None where
-    no run kept figures per client."""
+    """The final figure of every client, from the worst client to the best (clients of all seeds together), one without
+    a number being worst; None where no run kept figures per client."""
     fig = go.Figure()
     what = ""
     for slot, group in enumerate(groups):
@@ -87,7 +87,8 @@ def distribution(groups: Sequence[Group], view: str = "global") -> go.Figure | N
         if not held:
             continue
         what = headline(held[0])
-        values = sorted((float(c[what]) for c in held if what in c), reverse=better(what) < 0)
+        good = better(what)
+        values = sorted((float(c[what]) for c in held if what in c), key=lambda v: (not math.isnan(v), good * v))
         share = [i / len(values) for i in range(len(values) + 1)]
         fig.add_scatter(
             x=share, y=[*values, *values[-1:]], name=group.label, mode="lines", legendgroup=str(slot),

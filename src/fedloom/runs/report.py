@@ -8,6 +8,7 @@ The page is one file that needs no network. Runs that differ in their seed alone
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -234,11 +235,12 @@ def _lines(groups: Sequence[Group], columns: Sequence[Column]) -> list[dict[str,
 
 def _best(column: Column, finals: Sequence[Mapping[str, Spread]]) -> list[int]:
     """The lines with the best mean, and those that the spread over seeds does not tell from it; none of a column that
-    only some lines have, that says nothing of quality, or where all are alike."""
+    only some lines have, that says nothing of quality, or where all are alike, or no numbers."""
     values = [final[column.key] for final in finals if column.key in final]
-    if len(values) < len(finals) or column.kind not in ("share", "number"):
+    known = [v for v in values if not math.isnan(v.mean)]
+    if len(values) < len(finals) or not known or column.kind not in ("share", "number"):
         return []
-    top = max(values, key=lambda v: column.sign * v.mean)
+    top = max(known, key=lambda v: column.sign * v.mean)
     near = [i for i, v in enumerate(values) if abs(v.mean - top.mean) <= max(v.std or 0.0, top.std or 0.0)]
     return near if len(near) < len(values) else []
 
@@ -293,12 +295,17 @@ def _lede(groups: Sequence[Group], columns: Sequence[Column]) -> str:
     if not columns or columns[0].kind not in ("share", "number"):
         return ""
     main, finals = columns[0], [group.final() for group in groups]
-    ranked = sorted(
-        (i for i in range(len(groups)) if main.key in finals[i]),
-        key=lambda i: -main.sign * finals[i][main.key].mean,
-    )
-    if not ranked:
-        return ""
+    means = {i: final[main.key].mean for i, final in enumerate(finals) if main.key in final}
+    lost = [f"{groups[i].label} ends without a number" for i, mean in means.items() if math.isnan(mean)]
+    ranked = sorted((i for i, mean in means.items() if not math.isnan(mean)), key=lambda i: -main.sign * means[i])
+    told = [_ranked(main, groups, finals, ranked)] if ranked else []
+    return " ".join([*told, *(f"{text}." for text in lost)])
+
+
+def _ranked(
+    main: Column, groups: Sequence[Group], finals: Sequence[Mapping[str, Spread]], ranked: Sequence[int]
+) -> str:
+    """The best group, and what tells it from the second."""
     first = ranked[0]
     text = f"{groups[first].label} ends at {shown(main, finals[first])} {main.title}"
     if len(ranked) == 1:

@@ -130,6 +130,15 @@ def test_receive_of_some():
     assert play(script).state.seen == ([0], [1, 2], 5.0)
 
 
+def test_nobody_is_waited_for_who_has_no_job():
+    def script(self, state, clients):
+        clients.send([3], self.work, params=state.params)
+        got = [clients.receive(of=[1]), clients.receive(count=2, of=[1])]
+        return replace(state, seen=(*map(len, got), clients.now, len(clients.jobs)))
+
+    assert play(script).state.seen == (0, 0, 0.0, 1)
+
+
 def test_transfers_take_time():
     d = 602
     world = fl.World(step_seconds=1.0, latency=0.5, up=8 * d / 4.0, down=8 * d / 2.0)

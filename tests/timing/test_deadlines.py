@@ -59,6 +59,15 @@ def test_a_round_that_nobody_makes():
     assert got.host.now == 0.5
 
 
+def test_a_deadline_is_not_waited_for_when_no_more_can_come():
+    async def declines(client, honest, **payload):
+        raise fl.Declined("no")
+
+    assert run(everybody(), world={"deadline": 100.0}, behave=dict.fromkeys(range(6), declines)).host.now == 0.0
+    some = run(everybody(), world={"deadline": 100.0}, behave=dict.fromkeys((0, 3), declines))
+    assert some.host.now == 3.0  # the slowest of the others
+
+
 def test_the_first_k_of_more_than_k():
     method = replace(everybody(), cohort=4)
     got = run(method, world={"over": 1.5}, per_client=True)

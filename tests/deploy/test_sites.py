@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from sites_http import Summed, summed
 
 from fedloom.deploy import Authority, MemoryLost, Policy, Refused, Serving, Store, Terms, certs, join
-from fedloom.deploy.agreement import Agreement, Offer
+from fedloom.deploy.agreement import Agreement, Offer, declaration
 from fedloom.deploy.alone import alone
 from fedloom.deploy.arrivals import Sites
 from fedloom.deploy.blobs import Blobs, name_of
@@ -39,6 +39,8 @@ from fedloom.deploy.journal import Journal, Written
 from fedloom.deploy.link import Link, Turned
 from fedloom.deploy.listening import Listener
 from fedloom.deploy.metrics import exposition
+from fedloom.deploy.replay import replay
+from fedloom.deploy.serving import holdings
 from fedloom.deploy.tables import Table
 from fedloom.deploy.wire import Reply
 from fedloom.errors import CheckpointError, ConfigError, FedloomError, FedloomWarning, MessageError, NotSupported
@@ -628,8 +630,13 @@ def test_what_sites_cannot_do_is_refused_at_the_door():
         _offer(world={"latency": 1.0})
     with pytest.raises(ConfigError, match="names nobody"):
         Terms(names=[])
+    for name, odd in {"deadline": -1, "largest": math.inf, "piece": 1e-9}.items():
+        with pytest.raises(ConfigError, match=name):
+            Terms(names=["a"], **{name: odd})
     with pytest.raises(ConfigError, match="deadline"):
-        Terms(names=["a"], deadline=-1)
+        Terms(names=["a"], deadline=math.inf)
+    with pytest.raises(ConfigError, match=r"'a' is there twice; a site of two clients is \{ a = 2 \}"):
+        Terms(names=["a", "b", "a"])
 
 
 # ---------------------------------------------------------------- what a coordinator keeps
@@ -828,8 +835,23 @@ def test_a_folder_is_one_federation_s(tmp_path):
     Serving(setting.made(), tmp_path).close()
     Serving(setting.made(), tmp_path).close()
     other = Setting("fedavg", sites=("a",), tls=False, rounds=9)
-    with pytest.raises(ConfigError, match="another federation"):
+    with pytest.raises(ConfigError, match=r"another federation \(recipe: 'rounds = 3' here, 'rounds = 9' there\)"):
         Serving(other.made(), tmp_path)
+    slower = Setting("fedavg", sites=("a",), tls=False, terms={"deadline": 9.0})
+    with pytest.raises(ConfigError, match=r"\(terms\.deadline: None here, 9\.0 there\)"):
+        Serving(slower.made(), tmp_path)
+
+
+def test_a_replay_takes_the_samples_of_every_client_and_of_no_other(tmp_path):
+    setting = Setting("fedavg", sites=("a", "b"), tls=False)
+    with contextlib.closing(Serving(setting.made(), tmp_path)) as serving:
+        with pytest.raises(CheckpointError, match="no run yet: not all of a, b have joined"):
+            replay(tmp_path, setting.samples)
+        for site in "ab":
+            serving.journal.declare(site, declaration(holdings(setting.of(site), serving.offer, site)))
+    for samples in (setting.samples[:1], [*setting.samples, setting.samples[0]]):
+        with pytest.raises(ConfigError, match=rf"has 2 clients, and was given the samples of {len(samples)}\."):
+            replay(tmp_path, samples)
 
 
 def test_noise_is_not_keyed_by_the_seed_that_sites_know():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -56,16 +57,22 @@ class Terms(BaseModel):
 
     names: dict[str, int] = Field(description="site -> how many clients it is; their numbers follow this order")
     task: str = Field("classification", description="classification, regression or language")
-    deadline: float | None = Field(None, gt=0, description="seconds after which an exchange goes on without the late")
+    deadline: float | None = Field(
+        None, gt=0, lt=math.inf, description="seconds after which an exchange goes on without the late"
+    )
     quorum: int = Field(1, ge=1, description="replies an exchange needs before it goes on without the late")
     table: Table | None = Field(None, description="how every site reads its table; none: samples come as .npz")
-    largest: float = Field(1024.0, gt=0, description="MB a message may take, on the wire or when it is read")
-    piece: float = Field(4.0, gt=0, le=64, description="MB of a message sent in one request")
+    largest: float = Field(
+        1024.0, gt=0, lt=math.inf, description="MB a message may take, on the wire or when it is read"
+    )
+    piece: float = Field(4.0, ge=1e-3, le=64, description="MB of a message sent in one request")
 
     @field_validator("names", mode="before")
     @classmethod
     def _listed(cls, given: Any) -> Any:
         """A list of names is one client each."""
+        if isinstance(given, list) and (twice := [site for site in given if given.count(site) > 1]):
+            raise ValueError(f"{twice[0]!r} is there twice; a site of two clients is {{ {twice[0]} = 2 }}")
         return dict.fromkeys(given, 1) if isinstance(given, list) else given
 
     def __init__(self, **given: Any) -> None:
@@ -216,10 +223,22 @@ def declaration(federation: Federation) -> dict[str, Any]:
     }
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What two mappings do not have in common, in words."""
-    names = sorted(set(one) | set(other))
-    return "; ".join(f"{k}: {one.get(k)!r} here, {other.get(k)!r} there" for k in names if one.get(k) != other.get(k))
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], within: str = "") -> str:
+    """What two mappings do not have in common, in words: in mappings inside by entry, in texts by line."""
+    found: list[str] = []
+    for name in sorted(set(one) | set(other)):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += filter(None, [differing(a, b, f"{within}{name}.")])
+        elif a != b:
+            a, b = _lines_apart(a, b) if isinstance(a, str) and isinstance(b, str) else (a, b)
+            found.append(f"{within}{name}: {a!r} here, {b!r} there")
+    return "; ".join(found)
+
+
+def _lines_apart(one: str, other: str) -> tuple[str, str]:
+    mine, theirs = one.splitlines(), other.splitlines()
+    return ", ".join(x for x in mine if x not in theirs) or one, ", ".join(x for x in theirs if x not in mine) or other
 
 
 @dataclass(frozen=True)

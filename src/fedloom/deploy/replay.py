@@ -21,7 +21,7 @@ from fedloom.engines.base import Job, Outcome, Plan
 from fedloom.engines.fold import Fold, Total
 from fedloom.engines.local import Local
 from fedloom.engines.secured import Summed, plainly, settle
-from fedloom.errors import CheckpointError
+from fedloom.errors import CheckpointError, ConfigError
 from fedloom.message import leaves
 from fedloom.runs import Run, checkpoint
 from fedloom.training import Trainer
@@ -156,7 +156,8 @@ def replay(out: Path | str, data: Sequence[Any], test: Any = None, **shared: Any
         the run, and whether its state is, bit for bit, the one the coordinator last saved.
 
     Raises:
-        CheckpointError: no such folder, or the journal is of another run.
+        CheckpointError: no such folder, or the journal is of another run, or of none yet. ConfigError: samples of more
+            clients, or of fewer, than the run has.
     """
     folder = Path(out)
     if not (folder / "journal.db").exists():
@@ -164,7 +165,14 @@ def replay(out: Path | str, data: Sequence[Any], test: Any = None, **shared: Any
     journal = Journal(folder / "journal.db")
     try:
         offer = Offer.read(journal.fact("offer"))
-        held = journal.declarations()
+        held, due = journal.declarations(), offer.terms.names
+        if not set(due) <= set(held):
+            raise CheckpointError(f"{folder} holds no run yet: not all of {', '.join(due)} have joined")
+        if len(data) != sum(due.values()):
+            raise ConfigError(
+                f"the run in {folder} has {sum(due.values())} clients, and was given the samples of {len(data)}. Name "
+                f"one file for each client of {', '.join(due)}, in this order"
+            )
         agreement = Agreement(offer, {name: held[name] for name in offer.terms.names})
         closings, secret = journal.closings(), str(journal.fact("secret"))
     finally:

@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fedloom.message import At, Covered, Message
 from fedloom.methods.optimisation.fedavg import FedAvgState
 from fedloom.replies import Replies, Reply
 from fedloom.testing import Trial, difference
+from fedloom.training.stacked.rows import Chunk, Dense
 
 
 def split(entries, size):
@@ -209,6 +211,15 @@ def test_numbers_of_16_bits_are_added_up_in_32(dtype):
 def test_what_a_stage_makes_of_a_sum_is_left_as_it_is(made):
     for sent in (torch.ones(3).half(), {"y": torch.ones(3).half()}, [torch.ones(3).half()], 1.0):
         assert difference(as_sent({"v": made}, structure(Message(v=sent))), {"v": made}) == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_deferred_vectors_of_16_bits_are_added_up_in_32(dtype):
+    start = torch.zeros(10, dtype=dtype)
+    chunk = Chunk([Dense(torch.full((300, 10), 20.0, dtype=dtype), slice(0, 10))], start)
+    vectors = [chunk.row(j, SimpleNamespace(start=start, given=())) for j in range(300)]
+    total, _ = tree([fold_chunk([(j, Message(v=v - start), 1.0) for j, v in enumerate(vectors)])])
+    assert total.values["v"].tolist() == [6000.0] * 10
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

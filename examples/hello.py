@@ -21,8 +21,7 @@ federation = fl.Federation.from_arrays(
 task = fl.Classification(model=network)
 solver = fl.SGD(lr=0.1, epochs=5, batch_size=16)
 
-for method in (fl.FedAvg(solver=solver), fl.FedProx(solver=solver, mu=0.1), fl.Scaffold(solver=solver)):
-    run = fl.run(method, task, federation, rounds=20, seed=0)
-    print(f"{method.card.title:10s} accuracy {run.summary['final']['global.accuracy']:.3f}")
-
-print("report:", run.report("hello.html"))
+methods = [fl.FedAvg(solver=solver), fl.FedProx(solver=solver, mu=0.1), fl.Scaffold(solver=solver)]
+done = fl.compare(methods, task, federation, rounds=20, seeds=2)
+print(done)
+print("report:", done.report("hello.html"))

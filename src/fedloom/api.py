@@ -14,7 +14,7 @@ from .message import At, Message, once
 from .method import Method, State, catalogue, method_named, register
 from .model import Model, Part
 from .replies import Cohort, Evaluation, Replies, Reply
-from .runs import Experiment, Recipe, Run, resume, run
+from .runs import Comparison, Experiment, Recipe, Run, compare, resume, run
 from .task import Classification, Metric, NextToken, Regression, Task
 from .timing.clock import WallClock
 from .timing.devices import Device
@@ -35,6 +35,7 @@ __all__ = [
     "Clip",
     "Cluster",
     "Cohort",
+    "Comparison",
     "Declined",
     "Device",
     "Evaluation",
@@ -66,6 +67,7 @@ __all__ = [
     "WallClock",
     "World",
     "catalogue",
+    "compare",
     "method_named",
     "once",
     "register",

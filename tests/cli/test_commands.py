@@ -455,6 +455,20 @@ def test_a_cluster_without_its_package_is_refused_before_the_first_round(capsys,
     assert not (tmp_path / "r").exists()
 
 
+def test_a_stopped_comparison_is_continued_with_its_own_line(capsys, tmp_path: Path, monkeypatch):
+    words = ["compare", "fedavg", *QUICK, "--no-report", "--json", "-o", str(tmp_path / "c")]
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedloom.runs.host.Host.round", stopped)
+    code, _, err = ran(capsys, *words)
+    assert (code, "Continue with: the same line" in err) == (130, True)
+    monkeypatch.undo()
+    code, printed, _ = ran(capsys, *words)
+    assert (code, json.loads(printed)["seeds"]) == (0, [0])
+
+
 def test_a_comparison_is_refused_before_its_first_run(capsys, tmp_path: Path):
     code, _, err = ran(capsys, "compare", "fedavg", "fedmd", *QUICK, "-o", str(tmp_path / "c"))
     assert code == 2

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,8 +22,10 @@ from fedloom.named import split
 from .options import Json, Report, Training, with_training
 
 if TYPE_CHECKING:
-    from fedloom.runs import Recipe, Run
-    from fedloom.runs.record import Group
+    from fedloom.data import Federation
+    from fedloom.runs import Comparison, Recipe, Run
+
+T = TypeVar("T")
 
 
 @with_training
@@ -78,24 +82,19 @@ def compare(
     deviation. Of an --out that was stopped, finished runs are kept and the others resumed.
     """
     given = options.given()
-    plans = [_planned(text, options.recipe, given) for text in methods]
-    if len({label for label, _ in plans}) < len(plans):
-        raise ConfigError(f"a method is given twice: {' '.join(methods)}. Tell them apart: fedprox:mu=0.1 fedprox:mu=1")
-    place = options.out or _place("compare", plans[0][1].data)
-    console = Console(stderr=True)
-    groups = _compare(plans, seeds, place, console)
-    from fedloom.runs import files
-    from fedloom.runs.report import write_report
-
+    recipes = _recipes(methods, options.recipe, given)
+    first = next(iter(recipes.values()))
+    place = options.out or _place("compare", first.data)
+    done = _until_stopped(
+        lambda: _compare(recipes, range(first.seed, first.seed + seeds), place),
+        f"the same line{'' if options.out else f', and --out {place}'}",
+    )
     if options.report:
-        write_report(groups, place / "report.html")
-    summary = _summary(groups)
-    text = json.dumps(summary, indent=2)
-    files.replace(place / "summary.json", text + "\n", "Make room, and give the same line again")
+        done.report()
     if options.as_json:
-        print(text)
+        print(json.dumps(done.summary, indent=2))
     else:
-        _print_table(groups)
+        _print_table(done)
         _say_where(place, options.report)
 
 
@@ -115,7 +114,9 @@ def resume(
     from .progress import watching
 
     with watching(Console(stderr=True)) as watch:
-        done = _until_stopped(lambda: resumed(folder, observers=[watch.next(folder.name, 0)]), folder)
+        done = _until_stopped(
+            lambda: resumed(folder, observers=[watch.next(folder.name, 0)]), f"fedloom resume {folder}"
+        )
     if report:
         done.report(folder / "report.html")
     if as_json:
@@ -180,20 +181,29 @@ def _one(methods: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     return {"method": name, **({"set": {**settings, **own}} if settings or own else {})}
 
 
-def _planned(text: str, file: Path | None, given: dict[str, Any]) -> tuple[str, Recipe]:
-    """`fedprox:mu=0.1,solver.lr=1` as a label and a recipe; a recipe file gives all but the method, and its settings to
-    its own method alone."""
+def _recipes(methods: list[str], file: Path | None, given: dict[str, Any]) -> dict[str, Recipe]:
+    """The recipe of every `fedprox:mu=0.1,solver.lr=1`; a file gives all but the method, and its settings to its own
+    method alone.
+
+    Raises:
+        ConfigError: a method is given twice.
+    """
     from fedloom.runs import Recipe
     from fedloom.runs.recipe import pairs
 
-    name, options = split(text)
-    own = pairs(options, f"the method {name}:")
-    base = Recipe.from_toml(file) if file else Recipe(method=name)
-    if base.set and base.method != name:
-        told = f"{name}: the settings in {file} are those of {base.method}; --set gives one to every method"
-        warnings.warn(told, FedloomWarning, stacklevel=2)
-    settings = base.set if base.method == name else {}
-    return text, base.replace(**{**given, "method": name, "set": {**settings, **given.get("set", {}), **own}})
+    if len(set(methods)) < len(methods):
+        raise ConfigError(f"a method is given twice: {' '.join(methods)}. Tell them apart: fedprox:mu=0.1 fedprox:mu=1")
+    found: dict[str, Recipe] = {}
+    for text in methods:
+        name, options = split(text)
+        own = pairs(options, f"the method {name}:")
+        base = Recipe.from_toml(file) if file else Recipe(method=name)
+        if base.set and base.method != name:
+            told = f"{name}: the settings in {file} are those of {base.method}; --set gives one to every method"
+            warnings.warn(told, FedloomWarning, stacklevel=2)
+        settings = base.set if base.method == name else {}
+        found[text] = base.replace(**{**given, "method": name, "set": {**settings, **given.get("set", {}), **own}})
+    return found
 
 
 def _place(*parts: str) -> Path:
@@ -214,59 +224,43 @@ def _run(recipe: Recipe, choices: dict[str, str], place: Path, console: Console,
     experiment = recipe.experiment(out=place, choices=choices)
     with watching(console) as watch:
         experiment.observers = [watch.next(recipe.method, recipe.rounds)]
-        done = _until_stopped(experiment.run, place)
+        done = _until_stopped(experiment.run, f"fedloom resume {place}")
     if report:
         done.report(place / "report.html")
     return done
 
 
-def _compare(plans: list[tuple[str, Recipe]], seeds: int, place: Path, console: Console) -> list[Group]:
-    from fedloom.runs.record import Group, Record
+def _compare(recipes: Mapping[str, Recipe], seeds: range, place: Path) -> Comparison:
+    from fedloom.runs import Experiment
+    from fedloom.runs.comparison import compared
 
     from .progress import watching
 
-    for _, recipe in plans:  # names first: they cost nothing
+    for recipe in recipes.values():  # names first: they cost nothing
         recipe.method_object()
-    data = plans[0][1].federation()
-    for _, recipe in plans:  # refuse what cannot be before the first run, not after the third
-        recipe.experiment(federation=data.to("cpu", recipe.numbers())).plan()
-    records: dict[str, list[Record]] = {label: [] for label, _ in plans}
-    with watching(console) as watch:
-        for k in range(seeds):
-            for label, recipe in plans:
-                seeded = recipe.replace(seed=recipe.seed + k)
-                folder = place / f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', label)}-seed{seeded.seed}"
-                experiment = seeded.experiment(out=folder)
-                if not _finished(folder, experiment.recipe):
-                    name = label if seeds == 1 else f"{label}, seed {seeded.seed}"
-                    experiment.observers = [watch.next(name, seeded.rounds)]
-                    begun = (folder / "checkpoints").exists()
-                    _until_stopped(lambda e=experiment, begun=begun: e.run(resume=begun), folder)
-                records[label].append(Record.read(folder))
-    return [Group(label, held) for label, held in records.items()]
+
+    @lru_cache(1)  # methods differ in no option of the data
+    def data(seed: int) -> Federation:
+        recipe = next(iter(recipes.values())).replace(seed=seed)
+        return recipe.federation().to("cpu", recipe.numbers())
+
+    def plan(recipe: Recipe, seed: int) -> Experiment:
+        return recipe.replace(seed=seed).experiment(federation=data(seed))
+
+    with watching(Console(stderr=True)) as watch:
+
+        def begin(label: str, e: Experiment) -> None:
+            e.observers = [watch.next(label if len(seeds) == 1 else f"{label}, seed {e.seed}", e.rounds)]
+
+        return compared({label: partial(plan, recipe) for label, recipe in recipes.items()}, seeds, place, begin)
 
 
-def _finished(folder: Path, recipe: Recipe | None) -> bool:
-    """Whether this very run is there, whole.
-
-    Raises:
-        ConfigError: another run is there.
-    """
-    from fedloom.runs import Recipe
-
-    if recipe is None or not (folder / "config.toml").exists():
-        return False
-    if Recipe.from_toml(folder / "config.toml").command() != recipe.complete().command():
-        raise ConfigError(f"{folder} holds a run with other options; choose another --out")
-    return (folder / "summary.json").exists()
-
-
-def _until_stopped(work: Any, place: Path) -> Any:
+def _until_stopped(work: Callable[[], T], again: str) -> T:
     try:
         return work()
     except KeyboardInterrupt:
         console = Console(stderr=True, soft_wrap=True)
-        console.print(f"stopped. Continue with: fedloom resume {place}", highlight=False)
+        console.print(f"stopped. Continue with: {again}", highlight=False)
         raise typer.Exit(130) from None
 
 
@@ -288,17 +282,14 @@ def _print_run(done: Run, place: Path, report: bool) -> None:
     _say_where(place, report)
 
 
-def _print_table(groups: list[Group]) -> None:
-    from fedloom.runs.report import shown, table_columns
-
-    columns = table_columns(groups)
+def _print_table(done: Comparison) -> None:
+    figures = done.table
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("method")
-    for column in columns:
-        table.add_column(column.title, justify="right")
-    for group in groups:
-        final = group.final()
-        table.add_row(f"[bold]{group.label}[/]", *(shown(c, final) for c in columns))
+    for title in figures.columns:
+        table.add_column(title, justify="right")
+    for label, *cells in figures.itertuples():
+        table.add_row(f"[bold]{escape(label)}[/]", *cells)
     console = Console()
     if not console.is_terminal:  # a table that is cut to 80 columns helps nobody
         console = Console(width=200)
@@ -309,21 +300,6 @@ def _say_where(place: Path, report: bool) -> None:
     Console(soft_wrap=True).print(
         f"[dim]{'report' if report else 'run'}[/]  {place / 'report.html' if report else place}"
     )
-
-
-def _summary(groups: list[Group]) -> dict[str, Any]:
-    """What `compare --json` prints: final figures by method, with mean, spread, and the value of every seed."""
-    found: dict[str, Any] = {}
-    for group in groups:
-        each = [record.final() for record in group.records]
-        found[group.label] = {
-            "final": {
-                name: {"mean": mean, "std": std, "seeds": [one[name] for one in each]}
-                for name, (mean, std) in group.final().items()
-            },
-            "runs": [str(record.place) for record in group.records],
-        }
-    return {"methods": found, "seeds": [r.summary["seed"] for r in groups[0].records]}
 
 
 def _plain(value: Any) -> Any:

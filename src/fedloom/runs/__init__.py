@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedloom.errors import CheckpointError
 
+from .comparison import Comparison, compare
 from .experiment import Experiment, Observer, run
 from .loop import Run
 from .recipe import Recipe
@@ -37,4 +38,4 @@ def resume(folder: str | Path, observers: Sequence[Observer] = ()) -> Run:
     return experiment.run(resume=True)
 
 
-__all__ = ["Experiment", "Observer", "Recipe", "Run", "resume", "run"]
+__all__ = ["Comparison", "Experiment", "Observer", "Recipe", "Run", "compare", "resume", "run"]

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,10 +131,18 @@ def run(method: Method, task: Task, federation: Federation, rounds: int = 50, se
             any work is done.
         ClientFailure, RoundFailure: code of the method's or the network's failed at a client, or at the server.
     """
-    for name in options:
-        if name not in (known := [f.name for f in fields(Experiment)]):
-            raise unknown("option of a run", name, known)
+    check_options(options, "a run")
     return Experiment(method, task, federation, rounds, seed, **options).run()
+
+
+def check_options(options: Mapping[str, Any], of: str, instead: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Refuse what is no argument of `Experiment`, by its name; `instead`: those that are called otherwise."""
+    known = {instead.get(f.name, f.name) for f in fields(Experiment)}
+    for name in options:
+        if name in instead:
+            raise ConfigError(f"{name} is called {instead[name]} in {of}: {instead[name]}=...")
+        if name not in known:
+            raise unknown(f"option of {of}", name, known)
 
 
 def models_for(

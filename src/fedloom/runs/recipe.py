@@ -130,9 +130,9 @@ class Recipe(BaseModel):
         for name, value in self.model_dump(exclude_defaults=True, exclude={"method"}).items():
             flag = "--" + name.replace("_", "-")
             if isinstance(value, dict):
-                changed = _changed(value, method_named(self.method) if name == "set" else World)
+                differ = changed(value, method_named(self.method) if name == "set" else World)
                 own = _WORLD if name == "world" else ()
-                for k, v in changed.items():
+                for k, v in differ.items():
                     words += [f"--{k}", _text(v)] if k in own else [flag, f"{k}={_text(v)}"]
             elif value is True:
                 words.append(flag)
@@ -286,18 +286,18 @@ def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changed(options: Mapping[str, Scalar], cls: type[Any]) -> dict[str, Scalar]:
+def changed(options: Mapping[str, Scalar], cls: type[Any]) -> dict[str, Scalar]:
     """What differs from the defaults; all of a record whose kind was changed, as its defaults are others."""
     try:
         default = written(configure(cls, {}))
     except ConfigError:  # some fields are required
         return dict(options)
-    changed: dict[str, Scalar] = {}
+    found: dict[str, Scalar] = {}
     for name, value in options.items():
         parents = [name[:i] for i, c in enumerate(name) if c == "."]
-        if str(default.get(name)) != str(value) or any(parent in changed for parent in parents):
-            changed[name] = value
-    return changed
+        if str(default.get(name)) != str(value) or any(parent in found for parent in parents):
+            found[name] = value
+    return found
 
 
 def _text(value: Any) -> str:

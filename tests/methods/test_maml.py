@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from worked import SIZES, START, X, Y, cohort, gradient, run, same
 
 import fedloom as fl
@@ -82,10 +83,20 @@ def test_on_quadratics_the_gradient_is_in_closed_form():
     same(got, phi.numpy(), 1e-10)
 
 
-def test_the_gradient_is_the_slope_of_the_loss_after_adapting():
-    """On a network with a hidden layer, by central differences."""
-    net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)).double()
-    model = fl.Model(net)
+HIDDEN = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3))
+ATTENTION = nn.Sequential(
+    nn.Linear(3, 4),
+    nn.Unflatten(1, (2, 2)),
+    nn.TransformerEncoderLayer(2, 1, 3, dropout=0.0, activation="gelu", batch_first=True),
+    nn.Flatten(),
+    nn.Linear(4, 3),
+)
+
+
+@pytest.mark.parametrize("net", [HIDDEN, ATTENTION], ids=["a hidden layer", "attention"])
+def test_the_gradient_is_the_slope_of_the_loss_after_adapting(net: nn.Module):
+    """By central differences."""
+    model = fl.Model(net.double())
     data = {
         "support": fl.Data(x=torch.from_numpy(X[0][:3]), y=torch.from_numpy(Y[0][:3])),
         "query": fl.Data(x=torch.from_numpy(X[0][3:]), y=torch.from_numpy(Y[0][3:])),

@@ -219,6 +219,16 @@ def test_programs_stay_with_their_clients():
         assert torch.equal(one[i], two[i]) == (i not in cohort(1, 2))
 
 
+def test_a_client_that_comes_back_with_another_size_begins_a_program_of_that_size():
+    method = replace(CONV, rates=(0.5, 0.75, 1.0))
+    first, _ = overheard(method, TASK, federation(), rounds=1)
+    got, _ = overheard(replace(method, rates=(0.75, 0.5, 1.0)), TASK, federation(), rounds=1, before=first)
+    assert set(first.state.grow) == set(got.state.grow) == {0, 1, 3}
+    assert {i: len(psi) for i, psi in got.state.grow.items()} == {
+        i: len(got.state.shrink[r]) for i, r in ((0, 0.75), (1, 0.5), (3, 0.75))
+    }
+
+
 def test_training_on_the_servers_own_data_comes_first():
     method = replace(CONV, own=fl.SGD(lr=0.1, steps=3, batch_size=9))
     got, heard = overheard(method, TASK, federation(), rounds=1)

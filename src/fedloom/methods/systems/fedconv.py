@@ -14,7 +14,7 @@ Sent: the small network both ways. Kept: phi_r and psi_i at the server, nothing 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,10 @@ class FedConv(Method):
             raise NotSupported("FedConv cannot convolve running statistics: use a network without, or buffers='batch'")
         small = {r: self.small(clients.model, r).layout for r in set(self.rates) - {1.0}}
         shrink = {r: first_of(program(big, small[r]), params) for r in sorted(small)}
-        return before or FedConvState(params, shrink, {})
+        if before is None:
+            return FedConvState(params, shrink, {})
+        sizes = {r: len(phi) for r, phi in shrink.items()}
+        return replace(before, grow={i: psi for i, psi in before.grow.items() if len(psi) == sizes.get(self.rate(i))})
 
     def rate(self, id: int) -> float:
         """The size of a client's network."""

@@ -41,7 +41,15 @@ def test_by_position_as_on_the_command_line():
     assert Availability.parse("diurnal:0.1,0.9 + churn:stay=1e4") == All((Diurnal(0.1, 0.9), Churn(stay=1e4)))
 
 
-@pytest.mark.parametrize("text", ["markov:0.3,0.6", "bernoulli:0", "diurnal:0.9,0.1", "churn:crash=-1"])
+@pytest.mark.parametrize("text", ["markov:0.9,stay=0.5", "markov:back=0.5,0.8", "churn:crash=1,crash=1"])
+def test_a_value_is_said_once(text):
+    with pytest.raises(ConfigError, match="twice"):
+        Availability.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["markov:0.3,0.6", "bernoulli:0", "diurnal:0.9,0.1", "churn:crash=-1", "trace:x.csv,-5", "trace:x.csv,inf"]
+)
 def test_what_cannot_be(text):
     with pytest.raises(ConfigError, match="cannot be"):
         Availability.parse(text)

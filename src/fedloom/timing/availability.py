@@ -231,6 +231,10 @@ class Trace(Availability):
     path: str = ""
     period: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.period < math.inf:
+            raise ConfigError(f"{self!r} cannot be: a period in seconds, >= 0, as in trace:FILE,period=86400")
+
     def here(self, ids: np.ndarray, when: Moment, seed: int) -> np.ndarray:
         record = self._record()
         return record.there(when.time)[ids % record.clients]

@@ -34,7 +34,7 @@ class Spoken:
         """The part a text names.
 
         Raises:
-            ConfigError: an unknown name or field, or a value that is not of its field's type.
+            ConfigError: an unknown name or field, one said twice, or a value that is not of its field's type.
         """
         name, _, rest = text.strip().partition(":")
         if name not in cls.known():
@@ -48,6 +48,8 @@ class Spoken:
                 field, value = (places[k] if k < len(places) else ""), piece
             if field not in places:
                 raise ConfigError(f"{cls.family} {name!r} takes {_listed(base)}; given {piece!r}")
+            if field in changed:
+                raise ConfigError(f"{cls.family} {text.strip()!r} says {field} twice: {changed[field]} and {value}")
             try:
                 changed[field] = _like(getattr(base, field), value)
             except ValueError:

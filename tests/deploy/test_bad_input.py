@@ -159,6 +159,7 @@ REQUESTS: dict[str, tuple[int, str, Try]] = {
             {"fields": [["x", 3]]},
             {"classes": None},
             {"classes": float("inf")},
+            {"classes": 1 << 39},  # the outputs of everybody's network
             {"sha256": 5},
             {"sha256": "0" * 200},
             {"more": 1},

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -36,7 +37,7 @@ from fedloom.deploy.blobs import Blobs, name_of
 from fedloom.deploy.certs import server_context
 from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.journal import Journal, Written
-from fedloom.deploy.link import Link, Turned
+from fedloom.deploy.link import Link, Turned, Unreachable
 from fedloom.deploy.listening import Listener
 from fedloom.deploy.metrics import exposition
 from fedloom.deploy.replay import replay
@@ -230,6 +231,54 @@ def test_transfers_go_on_where_they_stopped(desk, tmp_path):
     assert refused.value.status == 413
     answer = a._json("POST", "/v1/replies", json.dumps({"job": job["id"], "body": name}).encode())
     assert answer == {"taken": "yes"}
+
+
+def test_bytes_that_are_not_what_they_are_named_by_are_fetched_again_for_as_long_as_the_site_is_patient(desk, tmp_path):
+    a, _ = desk.joined()
+    payload = _job(a)["payload"]
+    desk.serving.blobs.path(payload).write_bytes(b"rotten")
+    a.patience = 0.0
+    with pytest.raises(Unreachable, match="do not have the hash"):
+        a.fetch(payload, Blobs(tmp_path / "in"))
+    desk.serving.blobs.path(payload).write_bytes(b"")
+    with pytest.raises(Unreachable, match="damaged"):
+        a.fetch(payload, Blobs(tmp_path / "in"))
+
+
+def test_patience_is_for_silence_and_not_for_a_transfer_that_goes_on(desk, tmp_path, monkeypatch):
+    a, _ = desk.joined()
+    body, told = bytes(range(60)), list[str]()
+    monkeypatch.setattr("fedloom.deploy.link._PATIENCE", (0.01, 0.01))
+
+    @contextlib.contextmanager
+    def slowly(request: httpx.Request) -> Iterator[Any]:
+        """Twenty bytes a request, cut after longer than the site is patient."""
+        here = int(request.headers.get("range", "bytes=0-")[6:-1])
+        told.append(f"from {here}")
+
+        def pieces(_: int) -> Iterator[bytes]:
+            for k in range(here, here + 20, 5):
+                time.sleep(0.05)
+                yield body[k : k + 5]
+            if here < 40:
+                raise httpx.ReadError("cut")
+
+        yield SimpleNamespace(
+            status_code=206 if here else 200, headers={"content-length": str(60 - here)}, iter_bytes=pieces
+        )
+
+    monkeypatch.setattr(a, "_answer", slowly)
+    a.patience = 0.15
+    assert a.fetch(name_of(body), Blobs(tmp_path / "in")).read_bytes() == body
+    assert told == ["from 0", "from 20", "from 40"]
+
+
+def test_a_site_has_as_many_classes_as_the_table_of_the_plan_has_labels(tmp_path):
+    table = {"target": "sick", "labels": ["no", "yes"], "columns": {"age": [50, 10]}}
+    with contextlib.closing(Desk(tmp_path, table=table)) as desk:
+        with pytest.raises(Turned, match="sick has 2 labels here, and a said 3 classes"):
+            desk.link("a").hello({**_said(), "classes": 3})
+        desk.link("a").hello({**_said(), "classes": 2})
 
 
 def test_a_site_has_room_for_one_reply(desk):

@@ -36,7 +36,7 @@ class Declared(Said):
 
     sizes: list[Count] = Field(min_length=1, description="samples of each of its clients")
     fields: dict[str, tuple[Shape, Kind]] = Field(min_length=1, description="name -> shape of a sample, type")
-    classes: Count = Field(description="0: none")
+    classes: int = Field(ge=0, le=1 << 20, description="0: none; everybody's networks have as many outputs as most")
     sha256: str = Field(max_length=128, description="over all samples")
 
 

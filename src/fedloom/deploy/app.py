@@ -124,6 +124,11 @@ class Service:
         content, clients = await self._said(request, Declared), self.offer.terms.names[site]
         if len(content["sizes"]) != clients:
             raise Halt(422, f"{site} is {clients} clients here, and said sizes of {len(content['sizes'])}")
+        table = self.offer.terms.table
+        if table is not None and table.classes not in (None, content["classes"]):
+            raise Halt(
+                422, f"{table.target} has {table.classes} labels here, and {site} said {content['classes']} classes"
+            )
         async with self._declaring:  # two that come at once are held against each other
             others = {s: d for s, d in self.journal.declarations().items() if s != site}
             if why := compatible(content, others):

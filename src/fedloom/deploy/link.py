@@ -80,6 +80,7 @@ class Link:
             )
         verify = site_context(certs) if parsed.scheme == "https" and certs is not None else False
         self.site, self.patience, self.wait, self.plan = site, patience, wait, ""
+        self._heard = 0.0  # when the coordinator last said something, or was first asked for it
         self._http = httpx.Client(
             base_url=url,
             verify=verify,
@@ -143,11 +144,8 @@ class Link:
 
     def fetch(self, name: str, blobs: Blobs) -> Path:
         """Where bytes of that name lie, fetched from where an earlier transfer stopped, and checked."""
-        while name not in blobs:
-            try:
-                self._patiently(lambda: self._download(name, blobs))
-            except MessageError:  # damaged on the way; what was received is gone
-                blobs.forget(name)
+        if name not in blobs:
+            self._patiently(lambda: self._download(name, blobs))
         return blobs.checked(name)
 
     # ------------------------------------------------------------
@@ -171,8 +169,14 @@ class Link:
                 total = here + int(response.headers["content-length"])
             except (KeyError, ValueError):
                 raise Damaged("an answer was damaged on the way") from None
-            for piece in response.iter_bytes(1 << 20):
-                here = blobs.append(name, here, piece, total)
+            try:
+                for piece in response.iter_bytes(1 << 20):
+                    here = blobs.append(name, here, piece, total)
+                    self._heard = time.monotonic()
+            except MessageError as e:  # all of it came, and is gone again
+                raise Damaged(str(e)) from None
+            if name not in blobs:
+                raise Damaged("an answer was damaged on the way")
 
     def _upload(self, name: str, blobs: Blobs, piece: int) -> None:
         path = blobs.path(name)
@@ -214,7 +218,7 @@ class Link:
 
     def _patiently(self, once: Callable[[], Any]) -> Any:
         """Try until there is an answer; cut, slow and overloaded connections are tried again, later and later."""
-        began, pause = time.monotonic(), _PATIENCE[0]
+        self._heard, pause = time.monotonic(), _PATIENCE[0]
         while True:
             try:
                 return once()
@@ -223,12 +227,12 @@ class Link:
                     raise
                 why = str(e)
                 if e.status in _BUSY:  # it is there, and answers
-                    began = time.monotonic()
+                    self._heard = time.monotonic()
             except (httpx.RequestError, Damaged) as e:
                 if _NO_TRUST.search(str(e)):
                     raise Untrusted(f"{self._http.base_url} and this site do not trust each other: {e}") from None
                 why = str(e) or type(e).__name__  # words: an error that is kept here keeps this frame, and it the error
-            if time.monotonic() - began > self.patience:
+            if time.monotonic() - self._heard > self.patience:
                 raise Unreachable(f"no answer from {self._http.base_url} for {self.patience:.0f} s: {why}")
             say("again", logging.WARNING, site=self.site, plan=self.plan, why=why)
             time.sleep(pause * random.uniform(0.5, 1.5))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from worked import SGD, SIZES, START, N, X, Y, cohort, gradient, run, same, trained
+from worked import SGD, SIZES, START, N, Softmax, X, Y, cohort, gradient, run, same, trained
 
 import fedloom as fl
 from fedloom.keyed import generator
@@ -75,6 +75,16 @@ def test_rounds(explore, patience):
 
 def test_the_first_round_only_explores():
     same(run(METHOD, rounds=1).params, START, 0)
+
+
+@pytest.mark.parametrize(("scouts", "many"), [(0.28, 14), (0.281, 15), (0.001, 1), (1.0, 50)])
+def test_a_share_of_the_clients_explores(scouts, many):
+    """28 % of 50 are 14, and 0.28 * 50 is a rounding more."""
+    parts = [(torch.from_numpy(X[3]), torch.from_numpy(Y[3]))] * 50
+    federation = fl.Federation.from_clients(parts, client_test=0.0, classes=3)
+    method, task = replace(METHOD, scouts=scouts, explore=1), fl.Classification(model=Softmax)
+    done = fl.run(method, task, federation, 1, engine="sequential", dtype=torch.float64, evaluate_every=0)
+    assert done.rows[0]["replies"] == many
 
 
 def test_masks():

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedloom.channel.secure.protocol import INPUT
 from fedloom.deploy.partner import Partner, Unsafe
+from fedloom.deploy.site import Site
 from fedloom.deploy.store import Store
 from fedloom.message import Message
 
@@ -41,19 +42,19 @@ def dawdles() -> None:
 
 def secret_after_answer() -> None:
     """A site writes where it stands in a sum when the server has its reply."""
-    honest, taken, kept = Store.done, Store.taken, dict[str, Any]()
+    honest, do, kept = Store.done, Site._do, dict[str, Any]()
 
     def done(self: Store, job: str, client: int, *rest: Any, sum: Any = None) -> str:
         kept[job] = (client, sum)
         return honest(self, job, client, *rest)
 
-    def after(self: Store, job: str, verdict: str) -> None:
-        taken(self, job, verdict)
-        client, row = kept.pop(job, (0, None))
+    def after(self: Site, given: Any) -> None:
+        do(self, given)
+        client, row = kept.pop(given["id"], (0, None))
         if row is not None:
-            self.write("INSERT OR REPLACE INTO sums VALUES (?, ?)", client, json.dumps(row))
+            self.store.write("INSERT OR REPLACE INTO sums VALUES (?, ?)", client, json.dumps(row))
 
-    Store.done, Store.taken = done, after  # type: ignore[method-assign]
+    Store.done, Site._do = done, after  # type: ignore[method-assign]
 
 
 def sends_unmasked(site: str) -> None:

@@ -12,6 +12,7 @@ from fedloom.deploy.blobs import Blobs, CannotWrite
 from fedloom.deploy.certs import Authority
 from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.journal import Journal, Replied
+from fedloom.deploy.site import Site
 from fedloom.deploy.store import Store
 from fedloom.deploy.uploads import Uploads
 from fedloom.written import dumps, loads
@@ -44,20 +45,22 @@ def two_writes() -> None:
 
 def memory_after_answer() -> None:
     """A site writes its memory when the server has answered."""
-    honest, taken, kept = Store.done, Store.taken, dict[str, Any]()
+    honest, do, kept = Store.done, Site._do, dict[str, Any]()
 
     def done(self: Store, job: str, client: int, body: bytes, memory: Any, booked: Any, about: Any) -> str:
         kept[job] = (client, memory)
         return honest(self, job, client, body, None, booked, about)
 
-    def after(self: Store, job: str, verdict: str) -> None:
-        taken(self, job, verdict)
-        client, memory = kept.pop(job, (0, None))
+    def after(self: Site, given: Any) -> None:
+        do(self, given)
+        client, memory = kept.pop(given["id"], (0, None))
         if memory is not None:
-            pending = self.blobs.put(dumps(dict(memory)))
-            self.write("INSERT OR REPLACE INTO memories VALUES (?, 'pending', ?, ?)", client, job, pending)
+            pending = self.store.blobs.put(dumps(dict(memory)))
+            self.store.write(
+                "INSERT OR REPLACE INTO memories VALUES (?, 'pending', ?, ?)", client, given["id"], pending
+            )
 
-    Store.done, Store.taken = done, after  # type: ignore[method-assign]
+    Store.done, Site._do = done, after  # type: ignore[method-assign]
 
 
 def unjournaled_closing() -> None:

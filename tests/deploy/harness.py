@@ -65,7 +65,7 @@ SERVER_POINTS = (
 )
 SITE_POINTS = (
     "fedloom.deploy.store:Store.done",
-    "fedloom.deploy.store:Store.taken",
+    "fedloom.deploy.site:Site._do",
     "fedloom.deploy.store:Store.memory",
     "fedloom.deploy.store:Store._rebase",
     "fedloom.deploy.store:Store.sweep",

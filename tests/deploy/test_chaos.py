@@ -13,7 +13,7 @@ from harness import Bench, Kill, Schedule
 from network import RATES
 from upsets import Upset
 
-STORE, BLOBS, LINK = "fedloom.deploy.store:Store", "fedloom.deploy.blobs:Blobs", "fedloom.deploy.link:Link"
+BLOBS, LINK = "fedloom.deploy.blobs:Blobs", "fedloom.deploy.link:Link"
 
 
 @pytest.mark.parametrize("seed", range(14))
@@ -29,7 +29,7 @@ PLANTED = {
     # the first reply of site "a" is one that does not count, so "b" dies
     "verdict_ignored": ("kills", Schedule()),
     "two_writes": ("kills", Schedule(sites={"b": [[Kill(f"{BLOBS}.put", 2)]]})),
-    "memory_after_answer": ("kills", Schedule(sites={"b": [[Kill(f"{STORE}.taken", 1)]]})),
+    "memory_after_answer": ("kills", Schedule(sites={"b": [[Kill(f"{LINK}.reply", 1, after=True)]]})),
     "unjournaled_closing": ("late", Schedule(slow=0.5)),
     # a damaged network, a clock that is set while an exchange is open, a disk that is full when a reply comes again
     "sums_ignored": ("network", Schedule(network=2, rates=DAMAGE)),

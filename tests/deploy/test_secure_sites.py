@@ -89,7 +89,7 @@ def test_a_coordinator_killed_around_every_decision(tmp_path):
 @pytest.mark.parametrize("planted", [False, True], ids=["honest", "planted"])
 def test_the_suite_notices_a_secret_that_is_written_too_late(planted, tmp_path):
     bench = Bench(setting(rounds=1), tmp_path, dropping.secret_after_answer if planted else None)
-    bench.run(Schedule(sites={"b": [[Kill(f"{STORE}.taken", 1)]]}))
+    bench.run(Schedule(sites={"b": [[Kill(f"{LINK}.reply", 1, after=True)]]}))
     if not planted:
         bench.check()
         return

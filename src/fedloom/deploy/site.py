@@ -96,7 +96,6 @@ class Site:
                 raise
             time.sleep(0.05)
             verdict, took = {"taken": "closed", "why": str(e)}, {}
-        self.store.taken(id, verdict["taken"])
         self._say("sent", given, verdict=verdict["taken"], why=verdict.get("why"), **took)
 
     def _run(self, given: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a site keeps: its clients' memories in two versions, its replies until they are taken, its books, its audit log.
+"""What a site keeps: its clients' memories in two versions, its last replies, its books, its audit log.
 
 A memory is named by the job that made it. `base` is the version the server last counted, `pending` what the last job
 left; the next job names the version it starts from, and whichever has that name is it. An evaluation beside a job
@@ -26,7 +26,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS memories (
     client INTEGER, kind TEXT, version TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (client, kind));
-CREATE TABLE IF NOT EXISTS replies (job TEXT PRIMARY KEY, client INTEGER NOT NULL, body TEXT NOT NULL, taken TEXT);
+CREATE TABLE IF NOT EXISTS replies (job TEXT PRIMARY KEY, client INTEGER NOT NULL, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS books (client INTEGER, name TEXT, amount REAL NOT NULL, PRIMARY KEY (client, name));
 CREATE TABLE IF NOT EXISTS sums (client INTEGER PRIMARY KEY, content TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS audit (place INTEGER PRIMARY KEY, entry TEXT NOT NULL, hash TEXT NOT NULL);
@@ -141,7 +141,7 @@ class Store(Database):
         old = {b for (b,) in self.rows("SELECT body FROM replies WHERE client = ?", client)}
         with self.transaction() as c:
             c.execute("DELETE FROM replies WHERE client = ?", (client,))
-            c.execute("INSERT INTO replies VALUES (?, ?, ?, NULL)", (job, client, name))
+            c.execute("INSERT INTO replies (job, client, body) VALUES (?, ?, ?)", (job, client, name))
             if pending is not None:
                 c.execute("INSERT OR REPLACE INTO memories VALUES (?, 'pending', ?, ?)", (client, job, pending))
             if sum is not None:
@@ -158,10 +158,6 @@ class Store(Database):
         """Where a client stands in its last secure sum; None if there was none."""
         found = self.rows("SELECT content FROM sums WHERE client = ?", client)
         return json.loads(found[0][0]) if found else None
-
-    def taken(self, job: str, verdict: str) -> None:
-        """The server has it: it need not be sent again."""
-        self.write("UPDATE replies SET taken = ? WHERE job = ?", verdict, job)
 
     def books(self) -> dict[int, dict[str, float]]:
         found: dict[int, dict[str, float]] = {}

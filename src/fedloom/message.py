@@ -111,6 +111,8 @@ class At:
 
     def __post_init__(self) -> None:
         if self.index.dtype == torch.bool:
+            if self.index.shape != (self.size,):
+                raise MessageError(f"At: a mask {tuple(self.index.shape)} of a tensor with {self.size} rows")
             object.__setattr__(self, "index", self.index.nonzero().flatten())
         if len(self.index) != len(self.values):
             raise MessageError(f"At: {len(self.index)} positions but {len(self.values)} values")

@@ -213,6 +213,9 @@ def test_bytes(value, size):
 def test_at_takes_masks_and_refuses_nonsense():
     at = At(torch.tensor([False, True, True]), torch.tensor([1.0, 2.0]), 3)
     assert at.dense().tolist() == [0.0, 1.0, 2.0]
+    for mask in (torch.tensor([True]), torch.tensor([True, False, False, False])):
+        with pytest.raises(MessageError, match=r"a mask \(.,\) of a tensor with 3 rows"):
+            At(mask, torch.zeros(1), 3)
     with pytest.raises(MessageError, match="2 positions but 1 values"):
         At(torch.tensor([0, 1]), torch.zeros(1), 3)
     with pytest.raises(MessageError, match=r"outside 0\.\.2"):

@@ -231,6 +231,8 @@ def test_generated_clients_may_differ_in_size_and_shape():
         Federation.generated(3, [1, -1, 2], lambda i: torch.zeros(1, 1))
     with pytest.raises(DataError, match="for 3 clients"):
         Federation.generated(3, [1, 2], lambda i: torch.zeros(1, 1))
+    with pytest.raises(DataError, match="client 1: a client has 0 or more samples; its size is -1"):
+        Federation.generated(3, lambda id: 1 - 2 * id, lambda id: torch.zeros(1, 1)).sizes()
 
 
 def test_the_hash_of_a_generated_population_is_of_its_recipe():
@@ -514,6 +516,15 @@ def test_clients_that_do_not_exist():
     for id in (-1, 4):
         with pytest.raises(DataError, match=rf"client {id} does not exist.*0\.\.3"):
             fed.local(id)
+        with pytest.raises(DataError, match=rf"client {id} does not exist"):
+            fed.sizes([0, id, 1])
+
+
+def test_every_client_has_a_name_or_none_has():
+    with pytest.raises(DataError, match="1 names for 2 clients"):
+        Federation.from_offsets({"x": X}, [0, 10, 40], names=("north",))
+    with pytest.raises(DataError, match="3 names for 2 clients"):
+        Federation.generated(2, 4, lambda id: torch.zeros(4, 2), names=("a", "b", "c"))
 
 
 def test_empty_clients_are_legal_where_the_partition_says_so():

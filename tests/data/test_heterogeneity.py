@@ -66,6 +66,20 @@ def test_feature_skew_of_unequal_clients_is_that_of_plain_loops():
     assert [e["shift"] for e in found["largest"]] == pytest.approx(sorted(shifts, reverse=True))
 
 
+def test_inputs_that_never_vary_and_where_the_others_lie_are_no_skew():
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(size=(90, 2)))
+
+    def found(level, constants):
+        same = torch.tensor(constants).float().double().expand(90, -1)
+        fed = Federation.from_offsets({"x": torch.cat([x + level, same], 1)}, [0, 17, 50, 90], client_test=0.0)
+        features = heterogeneity(fed)["features"]
+        return [features[name] for name in ("shift", "pairwise", "spread")]
+
+    assert found(0, rng.normal(size=8)) == pytest.approx(found(0, np.zeros(8)))
+    assert found(1e9, np.zeros(8)) == pytest.approx(found(0, np.zeros(8)), rel=1e-5)
+
+
 def test_a_class_of_one_sample_is_a_class_held():
     fed = Federation.from_clients([Data(x=torch.zeros(len(y), 1), y=torch.tensor(y)) for y in ([0, 1, 1], [2])])
     assert heterogeneity(fed)["labels"]["classes_per_client"] == 1.5

@@ -160,6 +160,18 @@ def test_repair_takes_from_those_who_hold_most():
     assert (repaired[owner == 1] == 1).all()  # the second client was never the largest
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_repair_leaves_the_sizes_of_taking_one_by_one_from_the_largest(seed):
+    sizes = np.random.default_rng(seed).integers(0, 15, 12)
+    expected, least = sizes.copy(), 3
+    for taker in np.flatnonzero(sizes < least):
+        while expected[taker] < least:
+            expected[expected.argmax()] -= 1
+            expected[taker] += 1
+    owner = np.repeat(np.arange(12), sizes)
+    assert np.bincount(_repair(owner, sizes, least, numbers(seed))).tolist() == expected.tolist()
+
+
 def test_shards_bound_the_labels_of_a_client():
     data = Data(y=torch.arange(1000) // 100)
     owner = Shards(2)(data, 10, rng=0)
@@ -346,6 +358,9 @@ def test_partitions_refuse_what_they_cannot_split():
     data = samples(20)
     with pytest.raises(ConfigError, match="1 or more clients; given 0"):
         IID()(data, 0)
+    for partition in (Dirichlet, Quantity, EmbeddingDirichlet):
+        with pytest.raises(ConfigError, match="least is 0 or more; given -1"):
+            partition(0.1, least=-1)
     with pytest.raises(DataError, match="no samples"):
         IID()(Data(y=torch.zeros(0, dtype=torch.int64)), 3)
     with pytest.raises(DataError, match="splits by 'group'"):
@@ -372,10 +387,11 @@ def test_a_seed_may_be_a_number_of_numpy():
         assert torch.equal(partition(samples(20), 3, seeds[2]), partition(samples(20), 3, 2))
 
 
-def test_a_partition_of_ones_own_is_checked():
+@pytest.mark.parametrize("owner", [np.full(10, 3), np.full(10, -1), np.zeros(9), np.zeros((10, 1))])
+def test_a_partition_of_ones_own_is_checked(owner):
     class Broken(Partition):
         def assign(self, data, clients, rng):
-            return np.full(len(data), clients)
+            return owner
 
-    with pytest.raises(DataError, match=r"0\.\.2"):
+    with pytest.raises(DataError, match=r"each of 10 samples one client in 0\.\.2"):
         Broken()(samples(10), 3)

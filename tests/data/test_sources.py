@@ -308,6 +308,17 @@ def test_files_of_a_pattern_that_share_a_name_are_told_apart_by_their_folders(tm
     assert load("*/patients.csv:target=outcome").group_names == ("a/patients.csv", "b/patients.csv")
 
 
+def test_a_pattern_reaches_into_folders_and_every_file_has_a_client(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place, ward in ((".", "north"), ("a/b", "south")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        sites(tmp_path / place, **{ward: "1,f,ill\n2,m,well"})
+    assert load("**/*.csv:target=outcome").group_names == ("north", "south")
+    (tmp_path / "east.csv").write_text("age,sex,outcome\n")
+    with pytest.raises(DataError, match=r"east.csv has no rows"):
+        load("**/*.csv:target=outcome")
+
+
 def test_files_of_a_pattern_have_the_same_columns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sites(tmp_path, north="1,f,ill\n2,m,well")

@@ -64,11 +64,11 @@ def _read(path: str) -> tuple[pd.DataFrame, str | None]:
     """The rows of the file, or of all files of a pattern; then also the column that says whose file it was.
 
     Raises:
-        DataError: there is none, one is not readable, or they differ in their columns.
+        DataError: there is none, one is not readable or has no rows, or they differ in their columns.
     """
     import pandas as pd
 
-    found = sorted(glob(path)) if "*" in path else [path]
+    found = sorted(glob(path, recursive=True)) if "*" in path else [path]
     if not found or not all(Path(file).is_file() for file in found):
         several = f"; several files, each a client's, are one pattern: '*{Path(path).suffix}'" if "," in path else ""
         raise DataError(f"no file {path!r} in {Path.cwd()}{several}")
@@ -77,6 +77,8 @@ def _read(path: str) -> tuple[pd.DataFrame, str | None]:
     if "*" not in path:
         return frames[0], None
     for file, frame in zip(found, frames):
+        if not len(frame):
+            raise DataError(f"{file} has no rows, and so its client no samples; take it away, or name the others")
         if odd := set(frame.columns) ^ set(frames[0].columns):
             raise DataError(f"{found[0]} and {file} are not of one kind: only one of them has {sorted(map(str, odd))}")
     column = "file"

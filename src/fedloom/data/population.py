@@ -155,7 +155,10 @@ class Made:
     def total(self, id: int) -> int:
         if isinstance(self.size, int):
             return self.size
-        return int(self.size(id) if callable(self.size) else self.size[id])
+        size = int(self.size(id) if callable(self.size) else self.size[id])
+        if size < 0:
+            raise DataError(f"client {id}: a client has 0 or more samples; its size is {size}")
+        return size
 
     def totals(self, ids: np.ndarray | None) -> np.ndarray:
         if isinstance(self.size, np.ndarray):

@@ -126,7 +126,7 @@ def _label_skew(counts: np.ndarray, seed: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Means:
-    mean: np.ndarray  # (clients, d) mean input
+    mean: np.ndarray  # (clients, d) mean input, less that of one sample
     counts: np.ndarray  # (clients,) samples it was taken of
     std: np.ndarray  # (d,) pooled standard deviation
     own: np.ndarray  # (clients,) size of the client's own deviation from its mean
@@ -137,12 +137,14 @@ def _means(fed: Federation, ids: Sequence[int], samples: int, seed: int) -> _Mea
     first = fed.local(ids[0])
     if "x" not in first or not first["x"].is_floating_point():
         return None
+    # seen from one of the samples, inputs that never vary are 0, and large ones keep their small differences
+    origin = first["x"][:1].flatten(1).double().cpu()
     means, squares, counts = [], [], []
     for i in ids:
         x = _some(fed.local(i), samples, seed, i)
         if x.shape[1:] != first["x"].shape[1:]:
             return None
-        flat = x.flatten(1).double().cpu()
+        flat = x.flatten(1).double().cpu() - origin
         means.append(flat.mean(0).numpy())
         squares.append(flat.square().mean(0).numpy())
         counts.append(len(flat))

@@ -54,6 +54,8 @@ class Federation:
         info: Mapping[str, Any] | None = None,
     ) -> None:
         check_fractions(val=val, client_test=client_test)
+        if names is not None and len(names) != len(population):
+            raise DataError(f"{name}: {len(names)} names for {len(population)} clients; one name per client")
         self.population, self.val, self.client_test = population, val, client_test
         self.test, self.public, self.validation = test, public, validation
         self.name, self.classes, self.names = name, classes, names
@@ -101,6 +103,9 @@ class Federation:
     def sizes(self, ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """TRAIN samples of the given clients (all by default: work proportional to the population), int64."""
         asked = None if ids is None else np.asarray(ids, dtype=np.int64)
+        if asked is not None:
+            for id in (asked.min(initial=0), asked.max(initial=0)):
+                self._known(id)
         return split_sizes(self.population.totals(asked), self.val, self.client_test)[0]
 
     def local(self, id: int) -> Local:

@@ -83,6 +83,15 @@ def test_successive_chances():
     assert successive(IDS, WEIGHTS, 2, generator(0)).probability is None
 
 
+@pytest.mark.parametrize("weights", [[0.0] * 6, [math.inf] * 6], ids=["none", "all there is"])
+def test_successive_chances_where_no_weight_says_more_than_another(weights):
+    close(counted(successive, weights, k=2), [2 / 6] * 6)
+
+
+def test_who_weighs_nothing_comes_after_the_others_with_equal_chances():
+    close(counted(successive, [0.0, 2.0, 0.0, 0.0, 0.0, 0.0], k=3), [2 / 5, 1, 2 / 5, 2 / 5, 2 / 5, 2 / 5])
+
+
 def test_highest_and_its_ties():
     assert next(iter(highest(IDS, [1, 5, 3, 5, 0, 9], 3, generator(0)))) == 30
     assert set(highest(IDS, [1, 5, 3, 5, 0, 9], 3, generator(0))) == {30, 10, 20}

@@ -72,14 +72,15 @@ def inclusion(weights: Sequence[float], k: int) -> np.ndarray:
 def successive(ids: Sequence[int], weights: Sequence[float], k: int, rng: torch.Generator) -> Cohort:
     """`k` of `ids` one after the other, each time with chances in proportion to the weights of those left.
 
-    By exponential clocks (Efraimidis, Spirakis 2006). The chance to be in it has no closed form: `probability` is None.
+    By exponential clocks (Efraimidis, Spirakis 2006); those of no weight come last, with equal chances. The chance to
+    be in it has no closed form: `probability` is None.
     """
     if k >= len(ids):
         return everybody(ids)
     w = torch.tensor(list(weights), dtype=torch.float64)
     rings = torch.empty(len(ids), dtype=torch.float64).exponential_(generator=rng)
-    rings = torch.where(w > 0, rings / w, torch.inf) if bool((w > 0).any()) else rings
-    return Cohort([ids[j] for j in rings.argsort(stable=True)[:k].tolist()], law="successive")
+    order = np.lexsort((rings.numpy(), (rings / w).numpy()))  # the clocks themselves where none is sooner
+    return Cohort([ids[j] for j in order[:k].tolist()], law="successive")
 
 
 def highest(ids: Sequence[int], scores: Sequence[float], k: int, rng: torch.Generator) -> Cohort:

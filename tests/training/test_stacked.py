@@ -1100,6 +1100,28 @@ def test_probe_finds_what_looks_at_the_length_of_real_batches(net, size):
     assert "length of a batch" in found
 
 
+@pytest.mark.parametrize(
+    ("net", "first", "later"),
+    [
+        (lambda: Counting(20), [8] * 4, [8] * 8),
+        (lambda: Counting(1, below=True), [8] * 4, [9] * 4),
+        (lambda: Counting(14), [3] * 4, [4] * 4),
+    ],
+    ids=["more clients", "one sample left over", "longer batches"],
+)
+def test_what_is_longer_or_shorter_than_before_is_compared_again(net, first, later):
+    model = model_of(net, torch.float32)
+    trainer = Trainer("stacked")
+    usual = trainer.train(cohort(model, sizes=first))
+    assert [v[:7] for v in trainer.choices().values()] == ["stacked"]
+    assert len(usual) == len(first)
+    requests = cohort(model, sizes=later)
+    with pytest.warns(FedloomWarning, match="length of a batch"):
+        got = trainer.train(requests)
+    for mine, alone in zip(got, train_plain(requests)):
+        assert torch.equal(mine.vector, alone.vector)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("clip", [None, 1e-4])
 def test_probe_finds_what_differs_where_steps_are_short_or_rounded(dtype, clip):

@@ -78,11 +78,15 @@ class Trainer:
 
     # ------------------------------------------------------------
     def _path(self, requests: Sequence[Training]) -> str:
+        from .stacked import probe
+
         kind = requests[0].alike()
         if kind not in self._paths:
             with self._lock:
                 if kind not in self._paths:
                     self._measure(requests)
+        elif self._paths[kind] == "stacked" and (fault := probe(requests)) is not None:
+            self._decide(requests[0], "plain", fault)
         return self._paths[kind]
 
     def _measure(self, requests: Sequence[Training]) -> None:

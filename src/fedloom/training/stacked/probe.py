@@ -6,8 +6,8 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,43 @@ if TYPE_CHECKING:
 
 _WORTHWHILE = 1.1  # times as fast: below, one by one is simpler, and a near tie would be decided by chance
 _SECONDS = 0.5  # of timing, about, for each path
-_FOUND: dict[object, tuple[str | None, object]] = {}
+
+
+@dataclass
+class _Found:
+    """What was found out about like requests.
+
+    Attributes:
+        fault: why they cannot be stacked.
+        seen: lengths of the batches that were compared.
+        held: what their key has the ids of.
+    """
+
+    fault: str | None
+    seen: _Lengths
+    held: object
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Of batches: the shortest and the longest of one client, and the longest of a chunk, which is one batch."""
+
+    shortest: int
+    longest: int
+    together: int
+
+    @staticmethod
+    def of(requests: Sequence[Training]) -> _Lengths:
+        counts = [s.counts for r in requests for s in r.schedules.values() if s.counts] or [[0]]
+        longest = max(own[0] for own in counts)  # only last batches are partial
+        return _Lengths(min(map(min, counts)), longest, longest * len(requests))
+
+    def __or__(self, other: _Lengths) -> _Lengths:
+        shortest = min(self.shortest, other.shortest)
+        return _Lengths(shortest, max(self.longest, other.longest), max(self.together, other.together))
+
+
+_FOUND: dict[object, _Found] = {}
 
 
 def probe(requests: Sequence[Training]) -> str | None:
@@ -38,17 +74,22 @@ def probe(requests: Sequence[Training]) -> str | None:
 
     Two clients with different weights, data and odd batch sizes take two steps, stacked and one by one, and all of a
     chunk their largest and their smallest batch. That finds what raises no error: samples that mix, an axis that is not
-    the batch, a network that looks at how long its batch is.
+    the batch, a network that looks at how long its batch is. A later chunk is compared where its batches are shorter or
+    longer than any before.
     """
-    key = requests[0].alike()
-    if key not in _FOUND:
+    r, key, lengths = requests[0], requests[0].alike(), _Lengths.of(requests)
+    found = _FOUND.get(key)
+    if found is None:
         if len(_FOUND) >= 1024:
             _FOUND.clear()
-        r = requests[0]  # keys hold ids of what a request refers to, so that is kept, but for its tensors
         rest = [x for x in tree_leaves((dict(r.extras), r.carry)) if not isinstance(x, Tensor)]
         with _exactly(r.start.device):
-            _FOUND[key] = (_probe(requests), (r.model, r.loss, r.step, rest))
-    return _FOUND[key][0]
+            _FOUND[key] = found = _Found(_fault(requests, _all), lengths, (r.model, r.loss, r.step, rest))
+    elif found.fault is None and found.seen | lengths != found.seen:
+        with _exactly(r.start.device):
+            found.fault = _fault(requests, _as_they_are)
+        found.seen |= lengths
+    return found.fault
 
 
 @contextmanager
@@ -67,26 +108,18 @@ def _exactly(device: torch.device) -> Iterator[None]:
         cudnn.conv.fp32_precision, cudnn.benchmark, cudnn.deterministic = before
 
 
-def _probe(requests: Sequence[Training]) -> str | None:
+_Trials: TypeAlias = list[tuple[list[Training], float]]
+"""Requests that are compared, and by how much of a step results may differ."""
+
+
+def _fault(requests: Sequence[Training], trials: Callable[[Sequence[Training]], _Trials]) -> str | None:
+    """Why stacked results are not those of each client alone."""
     busy = [r for r in requests if r.steps > 0]
     if not busy:
         return None
-    pair = (busy[0], busy[-1])
-    clip, short = pair[0].solver.clip, torch.finfo(pair[0].start.dtype).bits == 16
-    lr = (0.3 if short else 1e-2) / min(1.0, clip or 1.0)  # steps that rounding of the weights does not hide
-    hooked: dict[str, Any] = {"model": _without_chance(pair[0].model), "solver": SGD(lr=1e-2, clip=clip)}
-    bare = {**hooked, "solver": SGD(lr=lr, clip=clip), "step": None, "carry": None}
+    short = torch.finfo(busy[0].start.dtype).bits == 16
     try:
-        made = _small(pair, ((5, 2), (3, 3)), True, bare)
-        again = max(map(_apart, train_plain(made), train_plain(_reseeded(made)), made))
-        if again > (1e-4 if pair[0].start.is_cuda else 1e-6):  # some kernels of a GPU add in any order
-            return "it draws random numbers that cannot be switched off to compare with"
-        trials = [(made, 1e-3), (_small(pair, ((3, 3), (3, 3)), False, bare), 1e-3)]
-        if pair[0].step is not None:
-            # A rule like Adam's makes whole steps of what is zero but for rounding: hooks are compared roughly.
-            trials.append((_small(pair, ((5, 2), (3, 3)), False, hooked), 0.5))
-        trials.append((_real(busy, bare), 1e-2))  # of many samples one may lie where an activation bends
-        for made, allowed in trials:
+        for made, allowed in trials(busy):
             worst = max(map(_apart, train_stacked(made), train_plain(made), made))
             if not worst <= max(allowed, 0.3 if short else 0.0):  # a second step repeats what rounding did to the first
                 return (
@@ -98,6 +131,38 @@ def _probe(requests: Sequence[Training]) -> str | None:
     except FedloomError:
         return None  # the caller's mistake: whoever trains will hear of it
     return None
+
+
+def _all(busy: Sequence[Training]) -> _Trials:
+    """Two clients and steps of all kinds, and the batches there are.
+
+    Raises:
+        NotStackable: there is nothing to compare with.
+    """
+    pair = (busy[0], busy[-1])
+    hooked, bare = _changes(pair[0])
+    made = _small(pair, ((5, 2), (3, 3)), True, bare)
+    again = max(map(_apart, train_plain(made), train_plain(_reseeded(made)), made))
+    if again > (1e-4 if pair[0].start.is_cuda else 1e-6):  # some kernels of a GPU add in any order
+        raise NotStackable("it draws random numbers that cannot be switched off to compare with")
+    trials: _Trials = [(made, 1e-3), (_small(pair, ((3, 3), (3, 3)), False, bare), 1e-3)]
+    if pair[0].step is not None:
+        # A rule like Adam's makes whole steps of what is zero but for rounding: hooks are compared roughly.
+        trials.append((_small(pair, ((5, 2), (3, 3)), False, hooked), 0.5))
+    return [*trials, *_as_they_are(busy)]
+
+
+def _as_they_are(busy: Sequence[Training]) -> _Trials:
+    """The batches there are."""
+    return [(_real(busy, _changes(busy[0])[1]), 1e-2)]  # of many samples one may lie where an activation bends
+
+
+def _changes(r: Training) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is different in requests that are compared: with the step hook, and without."""
+    clip, short = r.solver.clip, torch.finfo(r.start.dtype).bits == 16
+    lr = (0.3 if short else 1e-2) / min(1.0, clip or 1.0)  # steps that rounding of the weights does not hide
+    hooked: dict[str, Any] = {"model": _without_chance(r.model), "solver": SGD(lr=1e-2, clip=clip)}
+    return hooked, {**hooked, "solver": SGD(lr=lr, clip=clip), "step": None, "carry": None}
 
 
 def _small(

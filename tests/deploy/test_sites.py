@@ -501,6 +501,20 @@ def test_certificates_of_others_and_old_ones_are_refused(guarded, tmp_path, monk
         httpx.get(serving.url + "/healthz", verify=nobody, trust_env=False)
 
 
+def test_files_that_do_not_go_together_are_named(tmp_path):
+    authority = Authority.init(tmp_path / "certs")
+    folder, other = authority.issue("a"), authority.issue("b")
+    (folder / "site.key").write_bytes((other / "site.key").read_bytes())
+    with pytest.raises(ConfigError, match=r"site\.pem, site\.key and ca\.pem in .*a do not go together"):
+        certs.site_context(folder)
+    (folder / "site.pem").write_bytes(b"half of it")
+    with pytest.raises(ConfigError, match=r"site\.pem is no certificate, or damaged"):
+        certs.name_in(folder)
+    (folder / "ca.pem").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"or one is damaged \(NO_CERT"):
+        certs.site_context(folder)
+
+
 def test_a_coordinator_of_another_authority_is_refused(tmp_path):
     mine, other = Authority.init(tmp_path / "mine"), Authority.init(tmp_path / "other")
     folder = mine.issue("a")

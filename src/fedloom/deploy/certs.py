@@ -165,7 +165,7 @@ class Authority:
     def _issue(
         self, name: str, at: Path, names: x509.SubjectAlternativeName, usage: x509.ObjectIdentifier, days: int
     ) -> tuple[str, datetime]:
-        authority = x509.load_pem_x509_certificate((self.folder / "ca.pem").read_bytes())
+        authority = _certificate(self.folder / "ca.pem")
         try:
             signer = serialization.load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
         except FileNotFoundError:
@@ -215,7 +215,7 @@ def site_context(folder: Path) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(context, folder / "ca.pem", folder / "site.pem", folder / "site.key")
-    authority, mine = (x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes()) for name in ("ca", "site"))
+    authority, mine = _certificate(folder / "ca.pem"), _certificate(folder / "site.pem")
     try:
         mine.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -237,7 +237,7 @@ def peer_of(certificate: Mapping[str, Any]) -> Peer:
 
 def name_in(folder: Path) -> str:
     """The site's name in the certificate it was given."""
-    certificate = x509.load_pem_x509_certificate((folder / "site.pem").read_bytes())
+    certificate = _certificate(folder / "site.pem")
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
 
 
@@ -249,8 +249,23 @@ def _load(context: ssl.SSLContext, authority: Path, certificate: Path, key: Path
                 f"NAME` (site)"
             )
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(authority)
-    context.load_cert_chain(certificate, key)
+    try:
+        context.load_verify_locations(authority)
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as e:
+        raise ConfigError(
+            f"{certificate.name}, {key.name} and {authority.name} in {certificate.parent} do not go together, or one "
+            f"is damaged ({e.reason or e}): put all of them there as they were made"
+        ) from None
+
+
+def _certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"no file {path}; it is made by `fedloom certs`") from None
+    except ValueError:
+        raise ConfigError(f"{path} is no certificate, or damaged: put it there as `fedloom certs` made it") from None
 
 
 def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:

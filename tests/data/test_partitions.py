@@ -183,6 +183,13 @@ def test_shards_bound_the_labels_of_a_client():
         Shards(4)(data.rows(torch.arange(30)), 10)
 
 
+@pytest.mark.parametrize("n", [8, 23])
+def test_shards_of_samples_that_do_not_divide_differ_by_one_at_most(n):
+    sizes = torch.bincount(Shards(2)(samples(n), 4, rng=0), minlength=4)
+    assert sizes.sum() == n
+    assert all(2 * (n // 8) <= size <= 2 * -(-n // 8) for size in sizes.tolist())
+
+
 def test_quantity_skews_sizes_and_not_labels():
     data = samples(5000)
     owner = Quantity(0.3)(data, 10, rng=1)
@@ -201,6 +208,11 @@ def test_natural_keeps_groups_whole():
     with pytest.raises(ConfigError, match=r"6 of them.*Domains"):
         Natural()(data, 7)
     assert torch.equal(Natural(by="y")(data), data.y)
+
+
+def test_groups_say_how_many_clients_there_are():
+    for partition in (Natural(), Domains()):
+        assert partition(samples(60)).unique().tolist() == [*range(6)]
 
 
 def test_domains_give_every_client_one_domain():

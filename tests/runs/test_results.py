@@ -1,4 +1,4 @@
-"""What a run says of itself: its best round, its rows."""
+"""What a run gives and says of itself: its model, its best round, its rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fedloom as fl
+from fedloom.errors import ConfigError
 
 X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
@@ -18,6 +19,19 @@ TASK = fl.Classification(model="softmax")
 
 def run(federation: fl.Federation, rounds: int = 3, **options: Any) -> fl.Run:
     return fl.run(fl.FedAvg(), TASK, federation, rounds=rounds, engine="sequential", **options)
+
+
+def test_the_model_is_an_ordinary_module_or_there_is_none():
+    federation = fl.Federation.from_data({"x": X, "y": Y}, clients=4)
+    made = run(federation, rounds=1)
+    assert made.params is not None
+    weight, bias = made.params[:24].view(3, 8), made.params[24:]
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(X), X @ weight.T + bias)
+    alone = fl.run(fl.DPSGD(), TASK, federation, rounds=1, engine="sequential")
+    assert alone.params is None
+    with pytest.raises(ConfigError, match=r"D-PSGD has no single global model; look at run\.state and run\.memories"):
+        _ = alone.model
 
 
 def test_the_best_round_is_known_though_the_first_client_has_too_few_samples_to_choose_by():

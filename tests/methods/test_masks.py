@@ -37,6 +37,12 @@ def test_largest_keeps_as_many_as_asked_and_everything_else():
     assert largest(scores, among, 4).all()
 
 
+def test_of_many_equal_scores_the_first_stay():
+    scores = torch.arange(100) % 2
+    stays = largest(scores, torch.ones(100, dtype=torch.bool), 70)
+    assert stays.nonzero().flatten().tolist() == [j for j in range(100) if j % 2 or j < 40]
+
+
 def test_per_layer():
     scores = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(1))
     mask = largest_per_layer(scores, AMONG, LAYOUT, {"a.weight": 0.5, "b.weight": 0.1})

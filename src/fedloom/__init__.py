@@ -35,7 +35,15 @@ def __getattr__(name: str) -> Any:
         if cls.__name__ == name:
             return cls
     same = [cls.__name__ for cls in found.values() if name.lower() in (cls.__name__.lower(), cls.card.id)]
-    raise AttributeError(f"module 'fedloom' has no attribute {name!r}" + "".join(f"; the method is {n}" for n in same))
+    told = "".join(f"; the method is {n}" for n in same) or _nearest(name)
+    raise AttributeError(f"module 'fedloom' has no attribute {name!r}{told}")
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, __dir__(), n=2, cutoff=0.7)
+    return f". Did you mean {' or '.join(near)}?" if near else ""
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 import typer.main
 
+import fedloom as fl
 from fedloom.cli.app import app
 
 TRAINING = {
@@ -86,6 +87,15 @@ main({line.split()!r})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "light"
     assert line == "--version" or "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("fedavg", "the method is FedAvg"), ("FedAvgg", "Did you mean FedAvg"), ("Federations", "Federation")],
+)
+def test_a_name_that_is_not_there_is_answered_with_the_nearest(name: str, said: str):
+    with pytest.raises(AttributeError, match=said):
+        getattr(fl, name)
 
 
 def test_names_are_imported_when_they_are_asked_for():

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from fedloom.data import Data, Federation, load
 from fedloom.data.readers import read_frame
@@ -372,6 +372,18 @@ def test_files_of_another_set_are_said_to_be(monkeypatch, tmp_path):
 def test_datasets_that_are_refused(make, says):
     with pytest.raises(DataError, match=says):
         Federation.from_torch(make(), 2)
+
+
+def test_a_dataset_stands_for_its_arrays_wherever_data_are_given():
+    whole = TensorDataset(torch.tensor(X).float(), torch.tensor(Y))
+    parts = Federation.from_clients([Subset(whole, range(20)), Subset(whole, range(20, 60))], client_test=0.0)
+    assert [parts.size(i) for i in parts.ids] == [20, 40]
+    assert torch.equal(parts.local(1).train.y.sort().values, torch.tensor(Y[20:]).sort().values)
+    tested = Federation.from_arrays(X, Y, 3, test=whole)
+    assert tested.test is not None
+    assert len(tested.test) == 60
+    with pytest.raises(DataError, match=r"client 1: .*a DataLoader's dataset is loader\.dataset"):
+        Federation.from_clients([whole, DataLoader(whole)])
 
 
 @pytest.mark.parametrize("kind", [TensorDataset, Dataset])

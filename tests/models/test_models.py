@@ -199,6 +199,8 @@ def test_a_spec_and_keywords_say_the_same():
         ("resnet8:norm=layer", (1, 8, 8), "group"),
         ("cnn", (64,), "(channels, height, width)"),
         ("leaf-cnn", (64,), "(channels, height, width)"),
+        ("cnn", (8, 8), "one channel of grey is x[:, None]"),
+        ("resnet8", (32, 32, 3), "the channels come last here: give x.transpose(0, 3, 1, 2)"),
         ("char-gru", (12, 4), "(tokens)"),
         ("cnn:depth=4", (1, 8, 8), "too small"),
         ("har-cnn", (9, 8), "at least 16"),

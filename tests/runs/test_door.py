@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,27 @@ def test_an_argument_of_the_wrong_kind_is_refused(options: dict[str, Any], said:
     assert said in str(raised.value)
 
 
-def test_an_unknown_option_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match="Did you mean 'rounds'"):
-        fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), round=3)
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("round", "Did you mean 'rounds'"),
+        ("epochs", r"It is the solver's: fl.FedAvg\(solver=fl.SGD\(epochs=...\)\)"),
+        ("cohort", r"It is the method's: fl.FedAvg\(cohort=...\)"),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest_or_where_it_belongs(name: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        fl.run(fl.FedAvg(), fl.Classification(model=linear), federation(), **{name: 3})
+
+
+def test_a_network_that_takes_the_softmax_of_the_loss_itself_is_warned_of():
+    task = fl.Classification(model=lambda: nn.Sequential(nn.Linear(8, 3), nn.Softmax(-1)))
+    with pytest.warns(fl.FedloomWarning, match="leave the one of the network out"):
+        Experiment(fl.FedAvg(), task, federation()).plan()
+    logs = fl.Classification(model=lambda: nn.Sequential(nn.Linear(8, 3), nn.LogSoftmax(-1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Experiment(fl.FedAvg(), logs, federation()).plan()
 
 
 @pytest.mark.parametrize(
@@ -86,10 +105,10 @@ def test_an_unknown_option_is_named_with_the_nearest():
         (fl.Classification(model=lambda: nn.Linear(9, 3)), federation(), "float32 (2, 8)"),
         (fl.Classification(model=lambda: nn.LazyLinear(3)), federation(), "nn.Linear(20, 5), not nn.LazyLinear(5)"),
         (fl.Classification(model=lambda: nn.Linear(8, 2)), federation(), "it needs 3 of them"),
-        (fl.Classification(model=linear), federation(y=Y + 1), "labels that begin at 0"),
+        (fl.Classification(model=linear), federation(y=Y + 1), "labels that begin at 0: y - 1"),
         (fl.Classification(model=linear), federation(x=(X * 10).long()), "for measurements give floats"),
         (fl.Classification(model=linear), federation(x=X.double()), "dtype=torch.float64"),
-        (fl.Classification(model=linear), federation(y=nn.functional.one_hot(Y)), "y int64 (2, 3)"),
+        (fl.Classification(model=linear), federation(y=nn.functional.one_hot(Y)), "give y.argmax(1)"),
         (fl.Classification(model=TwoInputs), federation(z=X[:, :4]), "a subclass that returns them all"),
         (Both(model=linear), federation(z=X[:, :4]), "float32 (2, 8), float32 (2, 4)"),
         (fl.Classification(model=Pair(8, 3)), federation(), "gives, tuple"),
@@ -103,6 +122,7 @@ def test_an_unknown_option_is_named_with_the_nearest():
         ),
         (fl.Classification(model=nn.Linear), federation(), "model=lambda: MyNet(10)"),
         (fl.Classification(model=lambda: 3), federation(), "gave 3"),
+        (fl.Classification(model=lambda: nn.Linear(8, "3")), federation(), "cannot be made: TypeError"),  # type: ignore[arg-type]
         (fl.Classification(model=5), federation(), "given 5"),  # type: ignore[arg-type]
         (fl.Classification(model={}), federation(), "no network"),
     ],

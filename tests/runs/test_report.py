@@ -300,6 +300,11 @@ def test_a_run_without_evaluation_still_has_a_page():
         write_report([], Path("never.html"))
 
 
+def test_a_report_into_a_folder_is_called_report(tmp_path: Path):
+    assert made_of_objects().report(tmp_path) == tmp_path / "report.html"
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+
+
 def test_a_run_in_memory_reports_and_plots(tmp_path: Path):
     run = Recipe(method="fedavg", clients=5, rounds=2, limit=200, engine="sequential").experiment().run()
     assert run.report(tmp_path / "r.html").exists()

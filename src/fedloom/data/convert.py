@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from fedloom.errors import ConfigError, DataError
 
@@ -149,7 +150,7 @@ def label_numbers(labels: Any, names: Sequence[str], where: str) -> np.ndarray:
 
 
 def as_fields(given: Any, where: str) -> dict[str, Any]:
-    """The fields of what a user gave, by name: Data, a mapping of fields, `(x, y)`, or inputs alone.
+    """The fields of what a user gave, by name: Data, a mapping of fields, `(x, y)`, inputs alone, or a PyTorch dataset.
 
     Raises:
         DataError: it is none of these.
@@ -160,12 +161,16 @@ def as_fields(given: Any, where: str) -> dict[str, Any]:
         return dict(zip("xy", given))
     if isinstance(given, Tensor | np.ndarray):
         return {"x": given}
+    if isinstance(given, Dataset | DataLoader):
+        from .readers import read_dataset  # which makes arrays with what is here
+
+        return read_dataset(given, ("x", "y"), where)  # pyright: ignore[reportUnknownArgumentType]
     tables = (
         "; tables, each a client's: Federation.from_pandas(pd.concat([a.assign(site='a'), ...]), target, group='site')"
     )
     raise DataError(
-        f"{where}: expected Data(x=..., y=...), a dict of arrays, or (x, y); given {type(given).__name__}"
-        + (tables if hasattr(given, "columns") else "")
+        f"{where}: expected Data(x=..., y=...), a dict of arrays, (x, y), or a PyTorch dataset; given "
+        f"{type(given).__name__}" + (tables if hasattr(given, "columns") else "")
     )
 
 

@@ -69,5 +69,12 @@ def positive(name: str, value: N) -> N:
 
 def expect(model: str, input_shape: tuple[int, ...], axes: str) -> None:
     """Refuse samples with another number of axes than the network reads; `axes` names them."""
-    if len(input_shape) != len(axes.split(",")):
-        raise ConfigError(f"model {model!r} reads samples of shape ({axes}), not {input_shape}")
+    images, n = axes.startswith("channels, height"), len(axes.split(","))
+    if len(input_shape) != n:
+        grey = "; one channel of grey is x[:, None]" if images and len(input_shape) == n - 1 else ""
+        raise ConfigError(f"model {model!r} reads samples of shape ({axes}), not {input_shape}{grey}")
+    if images and input_shape[0] == input_shape[1] > 4 >= input_shape[2]:
+        last = (
+            "the channels come last here: give x.transpose(0, 3, 1, 2) of an array, x.permute(0, 3, 1, 2) of a tensor"
+        )
+        raise ConfigError(f"model {model!r} reads samples of shape ({axes}), not {input_shape}; {last}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fedloom.data import Data, Federation
 from fedloom.data.population import stand_in
 from fedloom.engines.base import Plan
-from fedloom.errors import ConfigError, NotSupported
+from fedloom.errors import ConfigError, FedloomWarning, NotSupported
 from fedloom.method import Method, State
 from fedloom.model import Model
 from fedloom.task import Classification, Task
@@ -190,10 +191,11 @@ def _try(plan: Plan, model: Model, data: Data) -> None:
             given = _shapes((scores,)) if isinstance(scores, Tensor) else type(scores).__name__
             raise ConfigError(
                 f"{type(task).__name__} cannot compute its loss from what the network {name!r} gives, {given}, and the "
-                f"fields {_fields(data)}: {type(e).__name__}: {e}. Another loss, or other outputs: a subclass of "
-                f"{type(task).__name__} with its own losses(scores, batch)"
+                f"fields {_fields(data)}: {type(e).__name__}: {e}. {_other_labels(scores, data)}Another loss, or other "
+                f"outputs: a subclass of {type(task).__name__} with its own losses(scores, batch)"
             ) from e
     _check_outputs(plan, model, scores)
+    _warn_of_shares(plan, model, scores)
 
 
 def _check_outputs(plan: Plan, model: Model, scores: Any) -> None:
@@ -204,8 +206,26 @@ def _check_outputs(plan: Plan, model: Model, scores: Any) -> None:
     if scores.dim() >= 2 and scores.shape[-1] < classes:
         raise ConfigError(
             f"labels go up to {classes - 1}, and the outputs of the network {model.name!r} are {scores.shape[-1]}; "
-            f"labels are 0..outputs-1, so it needs {classes} of them (or labels that begin at 0)"
+            f"labels are 0..outputs-1, so it needs {classes} of them (or labels that begin at 0: y - 1)"
         )
+
+
+def _warn_of_shares(plan: Plan, model: Model, scores: Any) -> None:
+    """Cross entropy takes a softmax itself: one that was taken before makes learning slow, and no error."""
+    if type(plan.task).losses is not Classification.losses or not isinstance(scores, Tensor) or scores.shape[-1] < 2:
+        return
+    if bool((scores >= 0).all()) and bool(((scores.sum(-1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            f"the outputs of the network {model.name!r} are shares that add up to 1, and the loss takes a softmax "
+            f"itself: leave the one of the network out",
+            FedloomWarning,
+            stacklevel=2,
+        )
+
+
+def _other_labels(scores: Any, data: Data) -> str:
+    one_hot = isinstance(scores, Tensor) and "y" in data and data.y.dim() > 1 and data.y.shape == scores.shape
+    return "Labels are numbers of classes: give y.argmax(1) for rows that are one-hot. " if one_hot else ""
 
 
 def _advice(e: Exception, inputs: tuple[Tensor, ...], data: Mapping[str, Tensor], dtype: torch.dtype) -> str:

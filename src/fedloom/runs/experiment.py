@@ -27,6 +27,7 @@ from fedloom.models.registry import seeded
 from fedloom.task import Task
 from fedloom.timing.clock import Clock
 from fedloom.timing.world import World
+from fedloom.training.solvers import SGD
 from fedloom.trees import is_mapping
 
 from .door import check_arguments, check_plan
@@ -142,7 +143,14 @@ def check_options(options: Mapping[str, Any], of: str, instead: Mapping[str, str
         if name in instead:
             raise ConfigError(f"{name} is called {instead[name]} in {of}: {instead[name]}=...")
         if name not in known:
-            raise unknown(f"option of {of}", name, known)
+            raise unknown(f"option of {of}", name, known, _elsewhere(name))
+
+
+def _elsewhere(name: str) -> str:
+    """Where an option belongs that is no run's: to the solver, or to the method."""
+    if name in {f.name for f in fields(SGD)}:
+        return f"It is the solver's: fl.FedAvg(solver=fl.SGD({name}=...))."
+    return f"It is the method's: fl.FedAvg({name}=...)." if name in ("cohort", "solver", "server_lr") else ""
 
 
 def models_for(
@@ -214,7 +222,10 @@ def _made(source: Any) -> nn.Module:
         raise ConfigError(f"{wanted}, as in model=lambda: MyNet(10); {_name(source)}: {e}") from None
     except ValueError:  # no signature to be had: the call will say
         pass
-    net = source()
+    try:
+        net = source()
+    except Exception as e:  # whatever code of the user's own raises
+        raise ConfigError(f"the network {_name(source)!r} cannot be made: {type(e).__name__}: {e}") from e
     if not isinstance(net, nn.Module):
         raise ConfigError(f"{wanted}; {_name(source)} gave {net!r}")
     return net

@@ -183,8 +183,7 @@ class Run:
         from .report import write_report
 
         target = Path(path) if path is not None else (self.out or Path(".")) / "report.html"
-        write_report([self], target)
-        return target
+        return write_report([self], target)
 
     # ------------------------------------------------------------ the loop
     def go(self) -> Run:
@@ -306,7 +305,8 @@ class Run:
         log = self.out / "metrics.jsonl"
         if self.resumed_from is None and log.exists():
             raise ConfigError(
-                f"{self.out} already holds a run. Continue it with {self._how_to_continue}, or choose another --out"
+                f"{self.out} already holds a run. Continue it with {self._how_to_continue}, or choose another "
+                f"{'--out' if self.experiment.recipe else 'out'}"
             )
         self._write_config()
         if self.resumed_from is None:

@@ -39,12 +39,13 @@ class Column:
 
 
 def write_report(runs: Iterable[Any], path: Path, title: str = "") -> Path:
-    """Write the page for run directories, `Record`s, `Group`s, or runs in memory; returns `path`.
+    """Write the page for run directories, `Record`s, `Group`s, or runs in memory; into a folder as report.html.
 
     Raises:
         ConfigError: a directory is not a run's, or there is no run at all.
         DiskError: the page could not be written.
     """
+    path = path / "report.html" if path.is_dir() else path
     html = render(as_groups(runs), title)
     files.replace(
         path, html, "The runs are whole. Make room, or choose another place: fedloom report FOLDER --out report.html"

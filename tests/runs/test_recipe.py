@@ -91,7 +91,10 @@ def test_the_command_leaves_defaults_out():
         ({"method": "fedavg", "rounds": 0}, "rounds=0"),
         ({"method": "fedavg", "rounds": "many"}, "rounds='many'"),
         ({"method": "fedavg", "val": 1.5}, "share of a client's samples"),
-        ({"method": "fedavg", "set": 3}, "set"),
+        ({"method": "fedavg", "set": 3}, "set=3"),
+        ({"method": "feddip", "set": {"strength": None}}, "set.strength=None"),
+        ({"method": "fedavg", "set": {"solver": {"lr": None}}}, "set.solver.lr=None"),
+        ({"method": "fedavg", "set": {1: None}}, "set.1=None"),
     ],
 )
 def test_impossible_recipes_are_refused(given: dict, said: str):

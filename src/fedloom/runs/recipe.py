@@ -282,7 +282,7 @@ def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = ",".join(map(_text, value)) if isinstance(value, list | tuple) else value
+            flat[f"{prefix}{name}"] = ",".join(map(_text, value)) if isinstance(value, list | tuple) else value
     return flat
 
 
@@ -313,8 +313,7 @@ def _explained(error: ValidationError, recipe: type[Recipe]) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"a recipe needs {name!r}, for example {name} = 'fedavg'")
     about = recipe.model_fields[name].description or ""
-    rest = ".".join(str(p) for p in first["loc"][1:])
-    where = f"{name}.{rest}" if rest and not rest.startswith(("function", "str")) else name
+    where = ".".join(map(str, first["loc"][:2]))  # what follows is a kind it was tried as
     return ConfigError(
         f"{where}={first['input']!r} cannot be: {first['msg'][0].lower()}{first['msg'][1:]}"
         + (f" ({about})" if about else "")

@@ -63,6 +63,11 @@ def test_erk(density):
         assert got["a.weight"] == 1.0
 
 
+def test_a_network_with_nothing_to_prune_has_no_densities():
+    with pytest.raises(fl.FedloomError, match="this network trains none"):
+        erk(LAYOUT, torch.zeros_like(AMONG), 0.5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_best_ratio_is_that_of_every_subset_tried(seed):
     rng = np.random.default_rng(seed)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedloom.errors import NotSupported
 from fedloom.model import Model
 from fedloom.vector import Layout
 
@@ -51,7 +52,13 @@ def largest_per_layer(scores: Tensor, among: Tensor, layout: Layout, density: Ma
 
 def erk(layout: Layout, among: Tensor, density: float) -> dict[str, float]:
     """Erdos-Renyi-kernel densities (Evci et al. 2020): a layer's is proportional to the sum of its sizes over their
-    product, at most 1, and together they keep the share `density` of all entries `among`."""
+    product, at most 1, and together they keep the share `density` of all entries `among`.
+
+    Raises:
+        NotSupported: there are none.
+    """
+    if not bool(among.any()):
+        raise NotSupported("weights of linear and convolutional layers are pruned, and this network trains none")
     size = {name: math.prod(layout.shapes[name]) for name in layers(layout, among)}
     share = {name: sum(layout.shapes[name]) / size[name] for name in size}
     full: list[str] = []

@@ -176,10 +176,14 @@ def test_more_rounds_go_on_where_the_last_ended(tmp_path):
     assert difference(outcome(longer)["state"], outcome(make(None, rounds=5).run())["state"]) == ""
 
 
-def test_a_folder_holds_one_run(tmp_path):
+def test_a_folder_holds_one_run_though_its_log_is_gone(tmp_path):
+    """Checkpoints of two runs would push each other out."""
     make(tmp_path).run()
-    with pytest.raises(fl.FedloomError, match="already holds a run"):
-        make(tmp_path).run()
+    for log in (tmp_path / "metrics.jsonl", None):
+        with pytest.raises(fl.FedloomError, match="already holds a run"):
+            make(tmp_path).run()
+        if log is not None:
+            log.unlink()
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ class Run:
         if self.out is None:
             return
         log = self.out / "metrics.jsonl"
-        if self.resumed_from is None and log.exists():
+        if self.resumed_from is None and (log.exists() or checkpoint.found(self.out / "checkpoints")):
             raise ConfigError(
                 f"{self.out} already holds a run. Continue it with {self._how_to_continue}, or choose another "
                 f"{'--out' if self.experiment.recipe else 'out'}"

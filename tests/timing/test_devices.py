@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -38,6 +39,27 @@ def test_texts_that_cannot_be(text, said):
 def test_numbers_no_device_can_have(text):
     with pytest.raises(ConfigError, match="cannot be"):
         Devices.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("step_seconds", (0.0, -1.0, math.nan)),
+        ("spread", (-0.1, math.nan)),
+        ("jitter", (-0.1, 1.0)),
+        ("latency", (-0.1,)),
+        ("up", (0.0,)),
+        ("down", (0.0,)),
+        ("present", (0.0, 1.1)),
+        ("deadline", (0.0,)),
+        ("over", (0.9, math.inf)),
+        ("aggregation", (0.0,)),
+    ],
+)
+def test_numbers_no_world_can_have(name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match="cannot be: "):
+            fl.World(**{name: value})
 
 
 def test_tiers_come_in_their_shares_and_stay():

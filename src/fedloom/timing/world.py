@@ -79,13 +79,13 @@ class World(Checked):
             and self.down > 0
             and 0 < self.present <= 1
             and self.deadline > 0
-            and self.over >= 1
+            and 1 <= self.over < math.inf
             and self.aggregation > 0
         )
         if not fine:
             raise ConfigError(
                 f"{self} cannot be: step_seconds, up, down, deadline, aggregation > 0; spread, latency >= 0; "
-                f"0 <= jitter < 1; 0 < present <= 1; over >= 1"
+                f"0 <= jitter < 1; 0 < present <= 1; over >= 1 and finite"
             )
         given: Any = self.devices
         if is_mapping(given) or is_row(given):

@@ -34,6 +34,21 @@ def test_the_model_is_an_ordinary_module_or_there_is_none():
         _ = alone.model
 
 
+def test_a_report_lies_in_the_folder_of_its_run_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    federation = fl.Federation.from_data({"x": X, "y": Y}, clients=4)
+    assert run(federation, rounds=1, out=tmp_path / "a").report() == tmp_path / "a" / "report.html"
+    monkeypatch.chdir(tmp_path)
+    assert run(federation, rounds=1).report().resolve() == tmp_path / "report.html"
+
+
+def test_a_cohort_larger_than_the_population_is_said_to_be_all_of_it():
+    said: list[dict[str, Any]] = []
+    for clients in (10, 4):
+        run(fl.Federation.from_data({"x": X, "y": Y}, clients=clients), rounds=0, observers=[said.append])
+    (note,) = [event["text"] for event in said if event["event"] == "note"]
+    assert note == "the cohort is 10, and there are 4 clients: all take part"
+
+
 def test_the_best_round_is_known_though_the_first_client_has_too_few_samples_to_choose_by():
     federation = fl.Federation.from_clients([(X[:1], Y[:1]), (X, Y), (X.flip(0), Y)], val=0.3)
     assert [len(federation.local(id).val) > 0 for id in federation.ids] == [False, True, True]

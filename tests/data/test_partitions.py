@@ -387,6 +387,10 @@ def test_partitions_refuse_what_they_cannot_split():
         EmbeddingDirichlet(0.1, clusters=3, encoder=lambda x: x / 0)(data.replace(x=torch.zeros(20, 2)), 3)
     with pytest.raises(DataError, match="float images"):
         Federation.from_arrays(torch.rand(20, 4), clients=2, partition="rotation:10/iid")
+    with pytest.raises(DataError, match=r"noise changes floats .* 'x' of int64"):
+        Federation.from_arrays(torch.ones(20, 4, dtype=torch.int64), clients=2, partition="noise:1")
+    with pytest.raises(ConfigError, match="groups is 0 or more; given -1"):
+        FeatureShift("noise", 1.0, groups=-1)
     with pytest.raises(DataError, match="one integer label"):
         Federation.from_arrays(torch.rand(20, 4), torch.rand(20), clients=2, partition="concept:2")
     with pytest.raises(ConfigError, match="unknown kind"):

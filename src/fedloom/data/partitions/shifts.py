@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedloom.data.fields import Data
-from fedloom.errors import ConfigError, DataError, unknown
+from fedloom.errors import ConfigError, DataError
 
 from .base import Partition, not_negative, positive
 from .equal import IID
@@ -68,8 +68,6 @@ class FeatureShift(Shift):
     base: Partition = field(default_factory=IID)
 
     def __post_init__(self) -> None:
-        if self.kind not in FEATURE_SHIFTS:
-            raise unknown("feature shift", self.kind, FEATURE_SHIFTS)
         if not np.isfinite(self.strength):
             raise ConfigError(f"the strength of a feature shift is a finite number; given {self.strength}")
         not_negative("groups", self.groups)

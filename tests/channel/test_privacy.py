@@ -110,6 +110,14 @@ def test_clip_holds_where_entries_are_the_smallest_of_their_type(share: float) -
     assert out.delta.dtype == torch.float16
 
 
+def test_clip_reaches_into_messages_and_named_tuples() -> None:
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    sent = Clip(1.0).encode(Message(m=Message(a=torch.full((2,), 3.0)), t=rows.max(0)), sender())
+    norm = math.sqrt(2 * 9 + 9 + 16)
+    assert sent.m.a.tolist() == pytest.approx([3 / norm] * 2)
+    assert sent.t.values.tolist() == pytest.approx([3 / norm, 4 / norm])
+
+
 def test_clip_keeps_compression() -> None:
     v = normal(1000)
     channel = Channel.of([TopK(0.05), Quantize(8), Clip(0.5)])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedloom.errors import MessageError, unknown
 from fedloom.message import At, Message, Packed, Value
+from fedloom.trees import is_mapping, is_row, like
 
 
 def entries(message: Message, change: Callable[[str, Value], Value], names: tuple[str, ...] = ()) -> Message:
@@ -22,10 +23,11 @@ def entries(message: Message, change: Callable[[str, Value], Value], names: tupl
     """
 
     def walk(path: str, v: Value) -> Value:
-        if isinstance(v, dict):
-            return {k: walk(f"{path}.{k}", x) for k, x in v.items()}
-        if isinstance(v, list | tuple):
-            return type(v)(walk(f"{path}.{k}", x) for k, x in enumerate(v))
+        if is_mapping(v):
+            inside = {k: walk(f"{path}.{k}", x) for k, x in v.items()}
+            return Message(inside) if isinstance(v, Message) else inside
+        if is_row(v):
+            return like(v, (walk(f"{path}.{k}", x) for k, x in enumerate(v)))
         if isinstance(v, Tensor | At | Packed):
             return change(path, v)
         return v

@@ -65,7 +65,7 @@ class Terms(BaseModel):
     largest: float = Field(
         1024.0, gt=0, lt=math.inf, description="MB a message may take, on the wire or when it is read"
     )
-    piece: float = Field(4.0, ge=1e-3, le=64, description="MB of a message sent in one request")
+    piece: float = Field(4.0, ge=1e-4, le=64, description="MB of a message sent in one request")
 
     @field_validator("names", mode="before")
     @classmethod

@@ -1079,6 +1079,28 @@ def test_probe_finds(net, kind, reason):
     assert reason in found
 
 
+class Remembering(nn.Module):
+    """Takes away a mean of all samples there were: of its own client's, or of whoever is in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.l = nn.BatchNorm1d(6), nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.n(x)
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(z.mean(0), alpha=0.1)
+        return self.l(z - self.mean)
+
+
+def test_probe_finds_what_only_clients_that_differ_show():
+    """After a normalisation the means of all clients are its bias, which begins at zero."""
+    found = probe(cohort(model_of(Remembering, buffers="vector"), sizes=[8, 8, 8]))
+    assert found is not None
+    assert "samples mix" in found
+
+
 class Counting(nn.Module):
     """A network that looks at how long its batch is."""
 

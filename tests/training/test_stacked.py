@@ -971,11 +971,28 @@ def test_a_row_is_not_had_from_what_was_overwritten():
     torch.testing.assert_close((out.vector - start).clone(), wanted)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["in its chunk", "after its chunk"])
+def test_writing_into_a_part_of_one_row_leaves_the_others_as_they_were(later):
+    requests = cohort(model_of(wide))
+    start = requests[0].start
+    wanted = train_stacked(requests)[0].vector.clone()
+    out = train_stacked(requests)[0]
+    first, second = out.vector - start, out.vector - start
+    assert isinstance(second, Row)
+    if later:
+        train_stacked(requests)
+    first[:3].zero_()
+    out.vector[3:6].zero_()
+    torch.testing.assert_close(second.clone(), wanted - start)
+    torch.testing.assert_close((first + start)[3:], wanted[3:])
+    torch.testing.assert_close(out.vector[:3].clone(), wanted[:3])
+
+
 def test_a_row_is_not_had_from_what_is_too_small():
     """0.001 * w + own holds fewer digits of w than the chunk does."""
     requests = given(cohort(model_of(wide, torch.float32), own=("own",)))
-    out, own = train_stacked(requests)[0], requests[0].extras["own"]
     wanted = train_stacked(given(cohort(requests[0].model, own=("own",))))[0].vector.clone()
+    out, own = train_stacked(requests)[0], requests[0].extras["own"]
     (own + 1e-6 * out.vector).build()
     assert torch.equal(out.vector.clone(), wanted)
 

@@ -131,7 +131,7 @@ class Chunk:
         self.pieces: Sequence[Piece] | None = pieces
         self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
         self.size = like.shape[0]
-        self._handles: list[weakref.ref[Handle]] = []
+        self._rows: list[weakref.ref[Row]] = []
         self._finite: bool | None = None
         self._sum: tuple[object, Tensor] | None = None
 
@@ -146,9 +146,11 @@ class Chunk:
 
     def row(self, j: int, request: Training) -> Row:
         """Client j's trained vector, deferred."""
-        handle = Handle(self, j, request.start, request.given)
-        self._handles.append(weakref.ref(handle))
-        return Row(handle)
+        return Row(Handle(self, j, request.start, request.given))
+
+    def watch(self, row: Row) -> None:
+        """This row is to be built before the memory goes."""
+        self._rows.append(weakref.ref(row))
 
     def parts(self) -> Sequence[Piece]:
         """Raises RuntimeError: the memory belongs to a later chunk by now."""
@@ -200,10 +202,11 @@ class Chunk:
 
     def release(self) -> None:
         """Build what is still held, and give the memory up."""
-        for ref in self._handles:
-            if (handle := ref()) is not None:
-                handle.outlive()
+        for ref in self._rows:
+            if (row := ref()) is not None:
+                row.build()
         self.pieces = self._sum = None
+        self._rows = []
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Built:
 class Handle:
     """One client's trained vector: in its chunk, or to be had from something built of it."""
 
-    __slots__ = ("__weakref__", "_built", "chunk", "given", "j", "start")
+    __slots__ = ("_built", "chunk", "given", "j", "start")
 
     def __init__(self, chunk: Chunk, j: int, start: Tensor, given: tuple[Any, ...]) -> None:
         self.chunk, self.j, self.start, self.given = chunk, j, start, (start, *given)
@@ -228,8 +231,8 @@ class Handle:
     def known(self, a: float) -> Built | None:
         """What was built, where it serves for `a * vector` as exactly as the chunk would."""
         built = self._built
-        if built is None or self.chunk.pieces is None:
-            return built
+        if built is None:
+            return None
         exact = abs(a) <= abs(built.a) <= _FARTHEST * abs(a) and built.tensor.itemsize >= 4
         return built if exact and built.tensor._version == built.version else None
 
@@ -241,17 +244,12 @@ class Handle:
             self._built = Built(out, a, terms, out._version)
             return out
         if (a, terms) == (built.a, built.terms):
-            return built.tensor
+            return built.tensor.clone()  # two tensors: one may be written into
         ratio = a / built.a
         out = built.tensor * ratio
         for t, c in combined(terms, built.terms, -ratio).values():
             out.add_(_plain(t), alpha=c)
         return out
-
-    def outlive(self) -> None:
-        """The chunk's memory goes: what is left must do for any multiple."""
-        if self.known(1.0) is None:
-            self.build(1.0, NOTHING)
 
 
 def _plain(x: Any) -> Any:
@@ -271,6 +269,7 @@ class Row(Tensor):
         c = handle.chunk
         row = Tensor._make_wrapper_subclass(cls, (c.size,), dtype=c.dtype, device=c.device)  # type: ignore[attr-defined]
         row._handle, row._a, row._terms, row._built = handle, a, terms, None
+        c.watch(row)
         return row
 
     def __init__(self, *_: Any) -> None:

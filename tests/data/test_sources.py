@@ -140,6 +140,10 @@ def test_synthetic_makes_as_many_clients_as_asked_for():
     assert len(fed) == 12
     assert fed.info["partition"] == "natural"
     assert len(federate("synthetic", clients=12, partition="iid")) == 12
+    assert len(federate("synthetic:clients=5", clients=5)) == 5
+    assert len(federate("synthetic:clients=5", clients=12, partition="iid")) == 12
+    with pytest.raises(ConfigError, match="5 of them; given 12 clients"):
+        federate("synthetic:clients=5", clients=12)
 
 
 def test_names_forgive_hyphens_and_case():
@@ -162,6 +166,7 @@ def test_names_forgive_hyphens_and_case():
         ("synthetic", {"clients": True}, "is a whole number; given True"),
         ("synthetic", {"iid": 3}, "iid of the source 'synthetic' is"),
         ("synthetic:1,alpha=2", {}, "gives alpha twice"),
+        ("synthetic:1,1,5", {"clients": 7}, "clients=5 in synthetic:1,1,5, and clients=7; leave one of them out"),
         ("synthetic:iid=maybe", {}, "given 'maybe'"),
         ("synthetic:nan", {}, "alpha of the source 'synthetic' is a number; given nan"),
         ("synthetic", {"beta": float("inf")}, "alpha, beta >= 0"),

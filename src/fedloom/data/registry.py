@@ -143,7 +143,25 @@ def source(
 
 def options_of(entry: Entry, text: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options out of `"1,1,clients=50"` and keywords, checked against what the reader takes."""
-    names, written = list(entry.options), dict[str, Any]()
+    written = options_in(entry, text)
+    if twice := sorted({*written} & {*given}):
+        raise ConfigError(
+            f"{twice[0]} is given twice: {twice[0]}={written[twice[0]]} in {entry.name}:{text}, and "
+            f"{twice[0]}={given[twice[0]]!r}; leave one of them out"
+        )
+    options, names = {**written, **given}, list(entry.options)
+    for key, value in options.items():
+        if not names:
+            raise ConfigError(f"{entry.name} takes no options; given {key!r}")
+        if key not in names:
+            raise unknown(f"option of the source {entry.name!r}:", key, names)
+        options[key] = _typed(entry, key, value)
+    return options
+
+
+def options_in(entry: Entry, text: str) -> dict[str, str]:
+    """Options as they are written in `"1,1,clients=50"`, by name."""
+    names, written = list(entry.options), dict[str, str]()
     for i, item in enumerate(part.strip() for part in text.split(",") if part.strip()):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
@@ -153,14 +171,7 @@ def options_of(entry: Entry, text: str, given: Mapping[str, Any]) -> dict[str, A
         if key in written:
             raise ConfigError(f"{text!r} gives {key} twice")
         written[key] = value
-    options = {**given, **written}
-    for key, value in options.items():
-        if not names:
-            raise ConfigError(f"{entry.name} takes no options; given {key!r}")
-        if key not in names:
-            raise unknown(f"option of the source {entry.name!r}:", key, names)
-        options[key] = _typed(entry, key, value)
-    return options
+    return written
 
 
 def _typed(entry: Entry, key: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from .convert import check
 from .federation import Federation
 from .own import own_table
 from .partitions import Natural, Partition, numbers, parse_partition
-from .registry import ENTRIES, Entry, Folder, Source, canonical, options_of
+from .registry import ENTRIES, Entry, Folder, Source, canonical, options_in, options_of
 
 _READERS = (bundled, folder, speech, tabular, texts)  # importing them registers their sources
 
@@ -113,9 +113,10 @@ def federate(
     """
     wanted = None if partition is None else parse_partition(partition)
     if isinstance(name, str):
-        entry = ENTRIES.get(canonical(name.partition(":")[0]))
+        base, _, text = name.partition(":")
+        entry = ENTRIES.get(canonical(base))
         if clients and entry and "clients" in entry.options and isinstance(wanted or Natural(), Natural):
-            options = {"clients": clients, **options}
+            options = options if "clients" in options_in(entry, text) else {"clients": clients, **options}
         read = load(name, seed, limit, **options)
     else:
         if options or limit is not None:

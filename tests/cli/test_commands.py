@@ -155,6 +155,7 @@ def test_a_stopped_run_is_resumed_to_the_same_weights(capsys, tmp_path: Path, mo
         (["join", "http://127.0.0.1:1", "--data", "x.csv"], "--site NAME"),
         (["join", "https://127.0.0.1:1", "--data", "x.csv", "--certs", "nope"], "nope holds no site's certificate"),
         (["certs", "issue", "x", "--days", "1000000000"], "given '1000000000'"),
+        (["certs", "renew"], "certs holds no authority"),
         (["rn", "fedavg"], "Did you mean 'run'"),
         (["resume", "nowhere"], "nowhere"),
         (["report", "nowhere"], "not a run directory"),
@@ -179,6 +180,18 @@ def test_settings_behind_a_methods_name_are_those_of_set(capsys, tmp_path: Path)
     chosen = json.loads(printed)["hyperparameters"]
     assert code == 0
     assert (chosen["mu"], chosen["cohort"], chosen["solver"]["lr"]) == (0.5, 2, 0.05)
+
+
+def test_the_coordinator_s_certificate_is_renewed_and_can_still_be_tried_where_it_is(capsys, tmp_path):
+    folder = ("--folder", str(tmp_path / "certs"))
+    for words, hosts in (
+        (["init", "--host", "old.org"], ""),
+        (["renew"], "for old.org, localhost, 127.0.0.1;"),
+        (["renew", "--host", "new.org"], "for new.org, localhost, 127.0.0.1;"),
+    ):
+        code, out, _ = ran(capsys, "certs", *words, *folder)
+        assert code == 0
+        assert hosts in out
 
 
 @pytest.mark.parametrize("words", [[], ["certs"]])

@@ -38,7 +38,7 @@ from fedloom.deploy.certs import server_context
 from fedloom.deploy.coordinator import Coordinator
 from fedloom.deploy.journal import Journal, Written
 from fedloom.deploy.link import Link, Turned, Unreachable
-from fedloom.deploy.listening import Listener
+from fedloom.deploy.listening import Listener, gate_of
 from fedloom.deploy.metrics import exposition
 from fedloom.deploy.replay import replay
 from fedloom.deploy.serving import holdings
@@ -525,6 +525,53 @@ def test_a_coordinator_of_another_authority_is_refused(tmp_path):
             _as(serving, folder).offer()
     finally:
         serving.close()
+
+
+def test_the_coordinator_s_certificate_is_renewed_for_the_hosts_it_has_or_others(tmp_path, monkeypatch):
+    authority = Authority.init(tmp_path / "certs", ["localhost"])
+    folder, setting = authority.issue("a"), Setting("fedavg", sites=("a",))
+
+    def served(host: str) -> None:
+        with contextlib.closing(Serving(setting.made(), tmp_path / "server", certs=authority.folder)) as serving:
+            url = serving.url.replace("127.0.0.1", host)
+            with contextlib.closing(Link(url, "", folder, patience=0.5, wait=1)) as link:
+                link.offer()
+
+    with pytest.raises(certs.Untrusted, match=r"not valid for '127\.0\.0\.1'.*fedloom certs renew"):
+        served("127.0.0.1")
+    with monkeypatch.context() as patch:
+        patch.setattr(certs, "_STARTS", timedelta(days=-3))
+        authority.renew(days=-1)
+    with pytest.raises(certs.Untrusted, match=r"server\.pem ended .* UTC\..*fedloom certs renew --folder"):
+        served("localhost")
+    assert authority.renew() == ["localhost"]
+    served("localhost")
+    assert authority.renew(["127.0.0.1"]) == ["127.0.0.1"]
+    served("127.0.0.1")
+
+
+def test_a_coordinator_that_hangs_up_is_said_to_have_perhaps_another_clock(guarded, monkeypatch):
+    serving, authority = guarded
+    monkeypatch.setattr(certs, "_STARTS", timedelta(days=2))
+    folder = authority.issue("a", days=30)
+    starts = f"{datetime.now(UTC) + timedelta(days=2):%Y-%m-%d}"
+    with pytest.raises(Unreachable, match=rf"does not count by its clock: this site's counts from {starts}"):
+        _as(serving, folder).offer()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"1F": "a"}', '{"1F": {"name": "a"}}', "\xff"])
+def test_a_damaged_list_of_certificates_shuts_nobody_out_for_good(text, guarded):
+    serving, authority = guarded
+    link, issued = _as(serving, authority.folder / "sites" / "a"), authority.folder / "issued.json"
+    kept = issued.read_text()
+    issued.write_text(text, encoding="latin-1")
+    for refused in (lambda: authority.issue("b"), lambda: authority.revoke("a"), lambda: gate_of(authority.folder)):
+        with pytest.raises(ConfigError, match=r"issued\.json cannot be read, or is damaged"):
+            refused()
+    with pytest.raises(Unreachable, match=r"issued\.json cannot be read, or is damaged"):
+        link.offer()
+    issued.write_text(kept)
+    link.offer()
 
 
 def test_keys_are_for_their_owner_alone(tmp_path):

@@ -29,6 +29,7 @@ certs = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The authority's folder.")]
+_HERE = ("localhost", "127.0.0.1")  # the coordinator can always be tried where it is
 
 
 class LogFormat(StrEnum):
@@ -213,8 +214,33 @@ def init(
     """
     from fedloom.deploy import Authority
 
-    made = Authority.init(folder, [*(host or []), "localhost", "127.0.0.1"])
+    made = Authority.init(folder, [*(host or []), *_HERE])
     Console(soft_wrap=True).print(f"{made.folder}: keep ca.key here and nowhere else", highlight=False)
+
+
+@certs.command()
+def renew(
+    folder: Folder = Path("certs"),
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or address of the coordinator; may be repeated. (those it has)"),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", help="How long it counts.", min=1, max=36500)] = 730,
+) -> None:
+    """Make a new certificate for the coordinator, before the old one ends or for other hosts. Sites keep theirs.
+
+    [bold]Example[/]
+
+      fedloom certs renew --host coordinator.example.org
+    """
+    from fedloom.deploy import Authority
+
+    hosts = Authority(folder).renew([*host, *_HERE] if host else None, days)
+    Console(soft_wrap=True).print(
+        f"the coordinator's certificate is new, for {', '.join(hosts)}; start `fedloom serve` again, and it goes on "
+        f"with it",
+        highlight=False,
+    )
 
 
 @certs.command()

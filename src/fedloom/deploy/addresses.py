@@ -110,6 +110,7 @@ REASONS = {
     412: "another plan",
     413: "too large",
     422: "malformed",
+    500: "not in order here",
     503: "busy",
     507: "no room",
 }
@@ -141,7 +142,7 @@ class Address:
 
     @property
     def refusals(self) -> tuple[int, ...]:
-        always = (403, 408) if self.look else (400, 403, 408, 409, 412, 422)
+        always = (403, 408, 500) if self.look else (400, 403, 408, 409, 412, 422, 500)
         return tuple(sorted({*always, *self.refuses}))
 
     @property

@@ -151,8 +151,7 @@ class Service:
     async def next_job(self, request: Request, peer: Peer) -> Response:
         site, coordinator = self._agreed(request, peer), self.coordinator
         await self._until(lambda: self.ended is not None or self._waiting(site) is not None, request)
-        if why := self.gate.refusal(peer):  # revoked while it waited
-            raise Halt(403, why)
+        self._admit(peer)  # it may have been revoked while it waited
         self.seen[site] = time.monotonic()
         job = self._waiting(site)
         if job is not None:
@@ -267,8 +266,7 @@ class Service:
         try:
             peer = request.scope["state"].get("peer") or loopback_peer(request)
             who = peer.name
-            if why := self.gate.refusal(peer):
-                raise Halt(403, why)
+            self._admit(peer)
             if not address.look:
                 check_head(request)
                 self._site(peer)
@@ -291,6 +289,15 @@ class Service:
             return self._refuse(409, {"why": str(e)}, who, request)
         except (ClientDisconnect, TimeoutError):
             return self._refuse(408, {"why": "nothing was heard for too long"}, who, request)
+
+    def _admit(self, peer: Peer) -> None:
+        """Raises Halt where the peer may not speak now. Where that cannot be looked up, it may come back."""
+        try:
+            why = self.gate.refusal(peer)
+        except FedloomError as e:
+            raise Halt(500, str(e), again=True) from None
+        if why:
+            raise Halt(403, why)
 
     async def _unknown(self, request: Request, e: Exception) -> Response:
         """No such address. What was damaged on the way is told so: it is one the next time."""

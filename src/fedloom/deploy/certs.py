@@ -35,15 +35,18 @@ except ImportError as e:
 
 _LETTERS = set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+ISSUE, RENEW = "fedloom certs issue NAME", "fedloom certs renew"
+"""The commands that make a new certificate: for a site, for the coordinator."""
 _YEAR = 365
+_ENTRY = {"name", "until", "revoked"}  # what is said of a certificate
 _STARTS = timedelta(minutes=-5)  # clocks differ a little
 
 
 class Untrusted(FedloomError):
     """A certificate the other side does not take: it has ended, or another authority issued it."""
 
-    def __init__(self, why: object) -> None:
-        super().__init__(f"{why}. A new one is made where the authority is: fedloom certs issue NAME")
+    def __init__(self, why: object, anew: str = ISSUE) -> None:
+        super().__init__(f"{why}. A new one is made where the authority is: {anew}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ class Authority:
         """
         names = x509.SubjectAlternativeName([_host(h) for h in hosts])
         if (folder / "ca.key").exists():
-            raise ConfigError(f"{folder} holds an authority already; a new one would shut out every site it issued")
+            raise ConfigError(
+                f"{folder} holds an authority already; a new one would shut out every site it issued. Another "
+                f"certificate for the coordinator: fedloom certs renew --folder {folder}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         key, name = ec.generate_private_key(ec.SECP256R1()), _named("fedloom authority")
         certificate = (
@@ -98,8 +104,26 @@ class Authority:
         _write(folder / "ca.key", _private(key), 0o600)
         _write(folder / "issued.json", b"{}\n", 0o644)
         made = Authority(folder)
-        made._issue("coordinator", folder / "server", names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+        made._serve_as(names, days)
         return made
+
+    def renew(self, hosts: Sequence[str] | None = None, days: int = 2 * _YEAR) -> list[str]:
+        """A new certificate for the coordinator, which it takes up when it is started again; sites keep theirs.
+
+        Args:
+            hosts: names and addresses; None: those of the certificate it replaces.
+
+        Returns:
+            the hosts it is for.
+        """
+        with self._changing():
+            if hosts is not None:
+                names = x509.SubjectAlternativeName([_host(h) for h in hosts])
+            else:
+                before = _certificate(self.folder / "server.pem")
+                names = before.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            self._serve_as(names, days)
+        return [str(name.value) for name in names]
 
     def issue(self, name: str, days: int = _YEAR) -> Path:
         """A certificate for a site; one it had before is revoked.
@@ -138,10 +162,16 @@ class Authority:
 
     def issued(self) -> dict[str, dict[str, Any]]:
         """Serial number -> name, until when, and when it was revoked ("" if it was not)."""
+        path = self.folder / "issued.json"
         try:
-            return json.loads((self.folder / "issued.json").read_text())
+            found = json.loads(path.read_text())
         except FileNotFoundError:
             raise ConfigError(f"{self.folder} holds no authority: fedloom certs init --folder {self.folder}") from None
+        except (OSError, ValueError) as e:
+            raise _unreadable(path, e) from None
+        if not isinstance(found, dict) or not all(isinstance(e, dict) and e.keys() >= _ENTRY for e in found.values()):
+            raise _unreadable(path, "it does not say who was issued what")
+        return found
 
     def refusal(self, peer: Peer) -> str | None:
         """Why this peer may not speak now; None where it may."""
@@ -155,6 +185,9 @@ class Authority:
         return None
 
     # ------------------------------------------------------------
+    def _serve_as(self, names: x509.SubjectAlternativeName, days: int) -> None:
+        self._issue("coordinator", self.folder / "server", names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """One change at a time: each writes down all that was issued, and a revocation must not be lost to another."""
@@ -200,9 +233,14 @@ class Authority:
 
 
 def server_context(folder: Path) -> ssl.SSLContext:
-    """TLS 1.3 that takes nobody without a certificate of this authority."""
+    """TLS 1.3 that takes nobody without a certificate of this authority.
+
+    Raises:
+        Untrusted: no site would take its own: it has ended, or another authority issued it.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load(context, folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    _counts(folder / "server.pem", f"{RENEW} --folder {folder}")
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -215,15 +253,7 @@ def site_context(folder: Path) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _load(context, folder / "ca.pem", folder / "site.pem", folder / "site.key")
-    authority, mine = _certificate(folder / "ca.pem"), _certificate(folder / "site.pem")
-    try:
-        mine.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        raise Untrusted(
-            f"the certificate {folder / 'site.pem'} was not issued by the authority of {folder / 'ca.pem'}"
-        ) from None
-    if mine.not_valid_after_utc.timestamp() < time.time():  # a coordinator hangs up on it without a word
-        raise Untrusted(f"the certificate {folder / 'site.pem'} ended {mine.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+    _counts(folder / "site.pem", ISSUE)  # a coordinator hangs up on one that does not, without a word
     return context
 
 
@@ -239,6 +269,26 @@ def name_in(folder: Path) -> str:
     """The site's name in the certificate it was given."""
     certificate = _certificate(folder / "site.pem")
     return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def _counts(path: Path, anew: str) -> None:
+    """Raises Untrusted where a certificate has ended, or is not of the authority beside it."""
+    authority, mine = _certificate(path.with_name("ca.pem")), _certificate(path)
+    try:
+        mine.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        raise Untrusted(
+            f"the certificate {path} was not issued by the authority of {path.with_name('ca.pem')}", anew
+        ) from None
+    if mine.not_valid_after_utc.timestamp() < time.time():
+        raise Untrusted(f"the certificate {path} ended {_written(mine.not_valid_after_utc)}", anew)
+
+
+def counting(folder: Path) -> str:
+    """From when to when a site's certificate counts, and what time it is here."""
+    mine = _certificate(folder / "site.pem")
+    first, last = _written(mine.not_valid_before_utc), _written(mine.not_valid_after_utc)
+    return f"from {first} to {last}, and the clock here says {_written(datetime.now(UTC))}"
 
 
 def _load(context: ssl.SSLContext, authority: Path, certificate: Path, key: Path) -> None:
@@ -281,6 +331,10 @@ def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey,
     )
 
 
+def _written(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M} UTC"
+
+
 def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
@@ -308,6 +362,13 @@ def _host(text: str) -> x509.GeneralName:
     raise ConfigError(
         f"a coordinator's host is a name or an address, as in coordinator.example.org or 192.0.2.7, without https:// "
         f"and without its port; given {text!r}"
+    )
+
+
+def _unreadable(path: Path, why: object) -> ConfigError:
+    return ConfigError(
+        f"{path} cannot be read, or is damaged ({why}): put a copy of it back. Where there is none, write {{}} into it "
+        f"and issue every site a new certificate, as those it does not name count no more"
     )
 
 

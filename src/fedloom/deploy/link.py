@@ -16,7 +16,7 @@ from fedloom.errors import ConfigError, FedloomError, MessageError, MissingExtra
 
 from . import sums
 from .blobs import Blobs
-from .certs import Untrusted, site_context
+from .certs import ISSUE, RENEW, Untrusted, counting, site_context
 from .listening import is_loopback
 from .logs import say
 
@@ -28,6 +28,7 @@ except ImportError as e:
 _AGAIN = (408, 425, 429, 500, 502, 503, 504, 507)
 _BUSY = (429, 503)
 _NO_TRUST = re.compile("CERTIFICATE|UNKNOWN_CA|BAD_CERT")  # in what OpenSSL says of a connection
+_THEIRS = re.compile("has expired|is not valid for")  # where the coordinator's is at fault
 _PATIENCE = (0.05, 5.0)  # seconds before the second try, and at most
 
 
@@ -80,6 +81,8 @@ class Link:
             )
         verify = site_context(certs) if parsed.scheme == "https" and certs is not None else False
         self.site, self.patience, self.wait, self.plan = site, patience, wait, ""
+        self._certs = certs if parsed.scheme == "https" else None
+        self._met = False  # whether it ever answered
         self._heard = 0.0  # when the coordinator last said something, or was first asked for it
         self._http = httpx.Client(
             base_url=url,
@@ -210,6 +213,7 @@ class Link:
     def _answer(self, request: httpx.Request) -> Iterator[httpx.Response]:
         """The answer to a request, its body still to be read. Afterwards what was sent is nobody's any more."""
         response = self._http.send(request, stream=True)
+        self._met = True
         try:
             yield response
         finally:
@@ -230,13 +234,24 @@ class Link:
                     self._heard = time.monotonic()
             except (httpx.RequestError, Damaged) as e:
                 if _NO_TRUST.search(str(e)):
-                    raise Untrusted(f"{self._http.base_url} and this site do not trust each other: {e}") from None
-                why = str(e) or type(e).__name__  # words: an error that is kept here keeps this frame, and it the error
+                    anew = RENEW if _THEIRS.search(str(e)) else ISSUE
+                    why = f"{self._http.base_url} and this site do not trust each other: {e}"
+                    raise Untrusted(why, anew) from None
+                why = self._reason(e)  # words: an error that is kept here keeps this frame, and it the error
             if time.monotonic() - self._heard > self.patience:
                 raise Unreachable(f"no answer from {self._http.base_url} for {self.patience:.0f} s: {why}")
             say("again", logging.WARNING, site=self.site, plan=self.plan, why=why)
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _PATIENCE[1])
+
+    def _reason(self, e: Exception) -> str:
+        why = str(e) or type(e).__name__
+        if self._met or self._certs is None or not isinstance(e, httpx.RemoteProtocolError | httpx.ReadError):
+            return why
+        return (
+            f"{why.rstrip('.')}. A coordinator hangs up like that on a certificate that does not count by its clock: "
+            f"this site's counts {counting(self._certs)}"
+        )
 
 
 def _check(response: httpx.Response) -> None:

@@ -103,7 +103,12 @@ class Listener:
 
 
 def gate_of(certs: Path | None) -> Authority | Everybody:
-    return Everybody() if certs is None else Authority(certs)
+    """Who may speak. Raises ConfigError where the authority cannot say."""
+    if certs is None:
+        return Everybody()
+    authority = Authority(certs)
+    authority.issued()
+    return authority
 
 
 def address(listen: str) -> tuple[str, int]:

@@ -33,6 +33,11 @@ def test_every_part_of_a_key_and_its_type_matters():
     assert seed_of(0, "a", 1) == seed_of(0, "a", 1) == 7965780462979794708  # the same in every version
 
 
+def test_a_number_of_numpy_is_a_number_in_a_key():
+    for number in (np.int64(3), np.float64(0.5), np.bool_(True)):
+        assert seed_of(0, number) == seed_of(0, number.item())
+
+
 def test_uniform_is_uniform():
     tenths = Counter(int(10 * uniform("u", k)) for k in range(5000))
     assert set(tenths) == set(range(10))

@@ -93,6 +93,7 @@ def test_a_seed_fixes_everything_and_each_seed_differs():
     x, y = numbered()
     make = lambda seed: Federation.from_arrays(x, y, 10, "dirichlet:0.3", test=0.1, seed=seed)  # noqa: E731
     assert make(1).sha256 == make(1).sha256 != make(2).sha256
+    assert make(np.int64(1)).sha256 == make(1).sha256
     assert torch.equal(make(1).table.x, make(1).table.x)
     other = Federation.from_arrays(x, y, 10, "dirichlet:0.3", test=0.1, seed=1, client_test=0.3)
     assert other.sha256 != make(1).sha256

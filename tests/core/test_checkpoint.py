@@ -10,13 +10,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import fedloom as fl
 from fedloom.errors import CheckpointError
@@ -362,8 +365,39 @@ def test_fewer_rounds_than_were_run_are_refused(tmp_path):
 def test_another_model_is_refused(tmp_path):
     make(tmp_path).run()
     other = replace(make(tmp_path), task=fl.Classification(model="mlp:9,dim=6"))
-    with pytest.raises(CheckpointError, match="belongs to another model"):
+    with pytest.raises(CheckpointError, match=r"belongs to another model .*then mlp:8,dim=6: .*, now mlp:9,dim=6"):
         other.run(resume=True)
+
+
+def chain(*widths, names="abc"):
+    """Linear layers one after the other, under these names."""
+    layers = [nn.Linear(n, m, bias=False) for n, m in pairwise(widths)]
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), **dict(zip(names, layers, strict=True))))
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (chain(64, 1, 14, 4), r"then net: a.weight \(2, 64\), now net: a.weight \(1, 64\)"),
+        (chain(64, 2, 1, 4, names="acb"), r"then net: b.weight \(1, 2\), now net: c.weight \(1, 2\)"),
+        (chain(64, 2, 1, 4, 4, names="abcd"), r"then nothing more, now net: d.weight \(4, 4\)"),
+    ],
+    ids=["other widths", "other names", "other depth"],
+)
+def test_a_network_edited_since_is_noticed_piece_by_piece(tmp_path, now, told):
+    task = fl.Classification(model={"net": chain(64, 2, 1, 4)})
+    make(tmp_path, task=task).run()
+    with pytest.raises(CheckpointError, match=f"belongs to another model .*{told}"):
+        make(tmp_path, task=replace(task, model={"net": now})).run(resume=True)
+
+
+def test_networks_that_clients_take_in_another_turn_are_other_networks(tmp_path):
+    task = fl.Classification(model={"narrow": "mlp:8,dim=6", "wide": "mlp:9,dim=6"})
+    turned = replace(task, model=dict(reversed(task.model.items())))
+    trial = Trial(fl.FedProto)
+    trial.experiment(task=task, out=tmp_path).run()
+    with pytest.raises(CheckpointError, match=r"belongs to another model .*then narrow.*, now wide"):
+        trial.experiment(task=turned, out=tmp_path).run(resume=True)
 
 
 def test_writing_large_memories_takes_a_tenth_of_the_time(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -361,7 +362,7 @@ class Run:
                 "rows": self.rows,
                 "wall": self.wall,
                 "chosen": self.choices,
-                "sizes": {name: model.layout.size for name, model in self.plan.models.items()},
+                "networks": self._networks,
                 "finished": len(self.rows) == self.experiment.rounds > 0,
                 "draws": host.draws,
                 "turns": host.turns,
@@ -370,6 +371,15 @@ class Run:
                 "participants": host.participants,
             },
         )
+
+    @property
+    def _networks(self) -> list[str]:
+        """The networks in words, piece by piece: what the numbers of a vector are."""
+        return [
+            f"{name}: {piece} {tuple(shape)}" + ("" if layout.offsets[piece] < layout.trainable else ", statistics")
+            for name, layout in ((name, model.layout) for name, model in self.plan.models.items())
+            for piece, shape in layout.shapes.items()
+        ]
 
     @cached_property
     def _identity(self) -> dict[str, str]:
@@ -406,11 +416,9 @@ class Run:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         host = self.host
-        sizes = {name: model.layout.size for name, model in self.plan.models.items()}
-        if saved["sizes"] != sizes:
-            raise CheckpointError(
-                f"{self.out} belongs to another model (numbers in it: then {saved['sizes']}, now {sizes})"
-            )
+        for then, now in zip_longest(saved["networks"], self._networks, fillvalue="nothing more"):
+            if then != now:
+                raise CheckpointError(f"{self.out} belongs to another model (its weights: then {then}, now {now})")
         host.state = saved["state"]
         host.memories, host.books, host.holds = saved["memories"], saved["books"], saved["holds"]
         host.ledger, host.spent = saved["ledger"], saved["spent"]

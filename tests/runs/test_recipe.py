@@ -95,6 +95,8 @@ def test_the_command_leaves_defaults_out():
         ({"method": "feddip", "set": {"strength": None}}, "set.strength=None"),
         ({"method": "fedavg", "set": {"solver": {"lr": None}}}, "set.solver.lr=None"),
         ({"method": "fedavg", "set": {1: None}}, "set.1=None"),
+        ({"method": "fedavg", "set": {"solver.lr": 0.1, "solver": {"lr": 0.5}}}, "solver.lr is given twice"),
+        ({"method": "fedavg", "world": {"a": {"b.c": 1, "b": {"c": 1}}}}, "a.b.c is given twice"),
     ],
 )
 def test_impossible_recipes_are_refused(given: dict, said: str):

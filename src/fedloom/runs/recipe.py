@@ -279,10 +279,14 @@ def pairs(given: list[str], flag: str = "--set") -> dict[str, Scalar]:
 def _flatten(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in given.items():
+        path = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            inside = _flatten(value, f"{path}.")
         else:
-            flat[f"{prefix}{name}"] = ",".join(map(_text, value)) if isinstance(value, list | tuple) else value
+            inside = {path: ",".join(map(_text, value)) if isinstance(value, list | tuple) else value}
+        if twice := flat.keys() & inside:
+            raise ConfigError(f"{min(twice)} is given twice, as a dotted name and in a table: leave one out")
+        flat |= inside
     return flat
 
 
@@ -307,6 +311,8 @@ def _text(value: Any) -> str:
 def _explained(error: ValidationError, recipe: type[Recipe]) -> ConfigError:
     """The first thing that is wrong, in our words."""
     first = error.errors()[0]
+    if isinstance(said := first.get("ctx", {}).get("error"), ConfigError):
+        return said
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
         return unknown("key of a recipe", name, recipe.model_fields)

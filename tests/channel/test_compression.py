@@ -115,15 +115,26 @@ def test_zeros_stay_zeros_and_scaling_scales(name: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_shows(name: str, bad: float) -> None:
-    v = torch.ones(6)
-    v[2] = bad
-    if name != "rand_k":  # it may not have drawn that entry
+    for place in range(6):
+        v = torch.ones(6)
+        v[place] = bad
         assert not torch.isfinite(FUNCTIONS[name](v).dense()).all()
 
 
-@pytest.mark.parametrize(("d", "share"), [(1, 0.01), (100, 0.02), (100, 0.05), (1000, 0.5), (64, 1.0), (30, 0.1)])
+KEPT = {
+    (1, 0.01): 1,
+    (9, 1e-12): 1,
+    (30, 0.1): 3,
+    (64, 1.0): 64,
+    (100, 0.02): 2,
+    (100, 0.05): 5,
+    (1000, 0.5): 500,
+}
+
+
+@pytest.mark.parametrize(("d", "share"), KEPT)
 def test_bytes_of_sparse_tensors_counted_by_hand(d: int, share: float) -> None:
-    k = {(1, 0.01): 1, (100, 0.02): 2, (100, 0.05): 5, (1000, 0.5): 500, (64, 1.0): 64, (30, 0.1): 3}[d, share]
+    k = KEPT[d, share]
     place = 0 if k == d else min(4 * k, (d + 7) // 8)
     assert top_k(normal(d), share).nbytes == 4 * k + place
     assert rand_k(normal(d), share, generator(1)).nbytes == 4 * k + (0 if k == d else 8)
@@ -311,6 +322,15 @@ def test_random_entries_are_scaled_only_where_nothing_is_fed_back() -> None:
         sent = opened(encode(RandK(0.2, feedback=feedback), Message(delta=v))).delta
         kept = sent != 0
         torch.testing.assert_close(sent[kept], scale * v[kept])
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_what_two_bits_leave_for_later_does_not_pile_up(rounding: Any) -> None:
+    memory: dict[str, Any] = {}
+    for t in range(60):
+        encode(Quantize(2, rounding, feedback=True), Message(delta=normal(2000, seed=t)), sender(memory, t))
+    (left,) = memory.values()
+    assert left.norm() < 4 * 2000**0.5
 
 
 def test_error_feedback_in_numpy() -> None:

@@ -47,7 +47,8 @@ def rand_k(v: Tensor, share: float, rng: torch.Generator, unbiased: bool = True)
     """`ceil(share * d)` random entries; the receiver draws their positions from an 8-byte seed.
 
     Unbiased with variance `(d/k - 1) |v|^2`, the entries being scaled by `d / k`; `unbiased=False` sends them as they
-    are, which contracts (`|v - C(v)|^2 = (1 - k/d) |v|^2` in expectation) and is what error feedback needs.
+    are, which contracts (`|v - C(v)|^2 = (1 - k/d) |v|^2` in expectation) and is what error feedback needs. One
+    entry of v that is not finite, drawn or not, makes all of them NaN: such a reply must not pass for a good one.
 
     Args:
         v: any shape, floating.
@@ -62,7 +63,7 @@ def rand_k(v: Tensor, share: float, rng: torch.Generator, unbiased: bool = True)
     if k == d:
         return Sparse(flat.clone(), _placed(torch.arange(d), d), tuple(v.shape))
     seed = int(torch.randint(2**62, (), generator=rng))
-    values = flat[drawn(seed, d, k).to(v.device)]
+    values = flat[drawn(seed, d, k).to(v.device)].where(flat.isfinite().all(), math.nan)
     return Sparse(values * (d / k) if unbiased else values, seed, tuple(v.shape))
 
 
@@ -125,7 +126,7 @@ def _floating(v: Tensor, what: str) -> Tensor:
 def _count(share: float, d: int) -> int:
     if not 0 < share <= 1:
         raise ConfigError(f"the share of entries kept is in (0, 1]; given {share}")
-    return math.ceil(share * d - 1e-9)  # 0.1 * 30 is a hair more than 3
+    return math.ceil(share * d * (1 - 1e-12))  # 0.1 * 30 is a hair more than 3
 
 
 def _placed(index: Tensor, d: int) -> Tensor:

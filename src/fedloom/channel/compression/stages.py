@@ -186,7 +186,8 @@ class Quantize(Compressor):
 
     Args:
         bits: 2 to 32.
-        rounding: "stochastic" (unbiased) or "nearest".
+        rounding: "stochastic" (unbiased) or "nearest", which it is with feedback: what is fed back grows unless the
+            compressor contracts, and corrects a bias by itself.
         bucket: at most so many neighbours share a scale; None: all of a tensor.
         feedback: keep the rounding error and add it to the next message.
         fields: names of the message fields it acts on; () for all.
@@ -205,7 +206,8 @@ class Quantize(Compressor):
         quantize(torch.zeros(1), self.bits, bucket=self.bucket)  # its own words about bits and bucket
 
     def compress(self, v: Tensor, rng: torch.Generator) -> Quantized:
-        return quantize(v, self.bits, rng if self.rounding == "stochastic" else None, self.bucket)
+        nearest = self.feedback or self.rounding == "nearest"
+        return quantize(v, self.bits, None if nearest else rng, self.bucket)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sites_http import Summed, summed
 
+from fedloom.client import Ask
 from fedloom.deploy import Authority, MemoryLost, Policy, Refused, Serving, Store, Terms, certs, join
 from fedloom.deploy.agreement import Agreement, Offer, declaration
 from fedloom.deploy.alone import alone
@@ -42,6 +43,7 @@ from fedloom.deploy.listening import Listener, gate_of
 from fedloom.deploy.metrics import exposition
 from fedloom.deploy.replay import replay
 from fedloom.deploy.serving import holdings
+from fedloom.deploy.site import Site
 from fedloom.deploy.tables import Table
 from fedloom.deploy.wire import Reply
 from fedloom.errors import CheckpointError, ConfigError, FedloomError, FedloomWarning, MessageError, NotSupported
@@ -315,6 +317,16 @@ def test_one_site_s_questions_do_not_take_all_there_is(desk, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
     assert most == [1]
+
+
+def test_a_question_too_large_for_a_piece_costs_its_job_and_not_the_site(tmp_path):
+    asked = Ask(len, None, math.inf, Message(x=torch.zeros(1000)))
+    with contextlib.closing(Store(tmp_path)) as store:
+        site = SimpleNamespace(partner=None, plan=SimpleNamespace(place=str), store=store, piece=1000)
+        with pytest.raises(MessageError, match=r"a question of 4,\d\d\d bytes.* 1,000: .*\[sites\] piece") as failed:
+            Site._asked(cast("Site", site), asked, 0)
+        assert not store.audit()
+    assert not isinstance(failed.value, Turned)
 
 
 def test_a_job_is_told_no_more_than_a_message_may_hold(tmp_path, monkeypatch):
@@ -938,6 +950,21 @@ def test_what_a_kill_left_of_a_payload_goes_and_transfers_go_on(tmp_path):
     assert len(list(blobs.folder.iterdir())) == 2
     Serving(made, tmp_path).close()
     assert [path.name for path in blobs.folder.iterdir()] == [f"{name_of(b'a reply')}.a.partial"]
+
+
+def test_what_came_and_was_never_named_goes_when_the_coordinator_is_started_again(tmp_path):
+    setting = Setting("fedavg", sites=("a",), tls=False)
+    public = setting.samples[0]
+    with contextlib.closing(Serving(setting.made(), tmp_path, public=public)) as serving:
+        blobs, journal = serving.blobs, serving.journal
+        payload, body, answer, late = map(blobs.put, (b"payload", b"body", b"answer", b"late"))
+        journal.open([_asked("job", 0, payload)])
+        journal.reply("job", body, None, 0.0)
+        journal.answer("job", 0, answer, "answer job/0", 0, {"round": 0})
+    Serving(setting.made(), tmp_path, public=public).close()
+    assert {path.name for path in blobs.folder.iterdir()} == {serving.offer.public, payload, body, answer}
+    assert serving.offer.public
+    assert late not in blobs
 
 
 def test_a_folder_is_one_federation_s(tmp_path):

@@ -140,16 +140,13 @@ class Blobs:
             self.path(name).unlink(missing_ok=True)
 
     def keep(self, names: Iterable[str]) -> None:
-        """Only these; what else is here goes, unfinished transfers too."""
+        """Only these; what else is whole goes, and what a kill left of bytes that were being put. Transfers go on where
+        they stopped.
+        """
         kept = set(names)
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and (is_name(path.name) or path.name.startswith(_HALF)):
                 path.unlink(missing_ok=True)
-
-    def tidy(self) -> None:
-        """What a kill left of bytes that were being put goes; transfers go on where they stopped."""
-        for half in self.folder.glob(f"{_HALF}*"):
-            half.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ piece by piece
     def received(self, name: str, owner: str = "") -> int:

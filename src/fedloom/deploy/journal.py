@@ -218,6 +218,11 @@ class Journal(Database):
         named += " UNION SELECT 1 FROM answers WHERE body = ?"
         return [] if body is None or self.rows(named, body, body, body) else [body]
 
+    def bodies(self) -> set[str]:
+        """All that are named here."""
+        named = "SELECT payload FROM jobs UNION SELECT body FROM replies UNION SELECT body FROM answers"
+        return {body for (body,) in self.rows(named)}
+
     def outlived(self, round: int) -> list[str]:
         """Bodies that no round from `round` on needs; their rows go, closings stay."""
         if not self.rows("SELECT 1 FROM jobs WHERE round < ? LIMIT 1", round):

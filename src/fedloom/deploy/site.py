@@ -174,6 +174,11 @@ class Site:
         if self.partner is not None and question.message:
             raise NotSupported("a question in mid-job that says something of one client, and sums are secure here")
         body = dumps({"program": self.plan.place(question.program), "message": question.message})
+        if len(body) > self.piece:
+            raise MessageError(
+                f"a question of {len(body):,} bytes; it is sent in one piece, and the plan's are {self.piece:,}: ask "
+                f"for less, or choose a larger [sites] piece (in MB)"
+            )
         self.store.note({"left": "question", "job": self._job, "client": client, "bytes": len(body)})
         self._questions += 1
         place = self.link.ask(self._job, self._questions - 1, body, self.store.blobs)

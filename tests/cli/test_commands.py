@@ -182,6 +182,14 @@ def test_settings_behind_a_methods_name_are_those_of_set(capsys, tmp_path: Path)
     assert (chosen["mu"], chosen["cohort"], chosen["solver"]["lr"]) == (0.5, 2, 0.05)
 
 
+def test_whoever_waits_for_a_coordinator_reads_why_and_reads_it_once(capsys, tmp_path):
+    words = ["join", "http://127.0.0.1:1", "--data", "x.npz", "--site", "a", "--patience", "0.3"]
+    code, _, err = ran(capsys, *words, "--out", str(tmp_path / "a"))
+    assert code == 2
+    assert err.count("asking again: ") == 1
+    assert "no answer from http://127.0.0.1:1" in err
+
+
 def test_the_coordinator_s_certificate_is_renewed_and_can_still_be_tried_where_it_is(capsys, tmp_path):
     folder = ("--folder", str(tmp_path / "certs"))
     for words, hosts in (

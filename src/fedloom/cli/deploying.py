@@ -329,17 +329,18 @@ def _told(format: LogFormat | None, line: Callable[[Event], str | None] = lambda
 
 
 class _Lines(logging.Handler):
-    """Events as lines for people."""
+    """Events as lines for people; what is still so is not said again."""
 
     def __init__(self, console: Console, line: Callable[[Event], str | None]) -> None:
         super().__init__()
-        self._console, self._line = console, line
+        self._console, self._line, self._said = console, line, ""
 
     def emit(self, record: logging.LogRecord) -> None:
         from fedloom.deploy.logs import event_of
 
         text = self._line(event_of(record))
-        if text is not None:
+        if text is not None and text != self._said:
+            self._said = text
             self._console.print(text, highlight=False, markup=False)
 
 
@@ -351,6 +352,8 @@ def _line(event: Event) -> str | None:
     if event.name == "job":
         judged = f"{said.get('program', 'the model')}, on {said['judge']} data" if "judge" in said else None
         return f"round {said['round']}: {judged or said['program']}"
+    if event.name == "again":
+        return f"asking again: {said['why']}"
     if event.name == "sent":
         why = f" ({said['why']})" if "why" in said else ""
         return {"yes": "  sent", "late": "  too late", "closed": "  not waited for"}.get(

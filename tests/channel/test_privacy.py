@@ -130,6 +130,11 @@ def test_clip_keeps_compression() -> None:
     assert cosine > 0.999
 
 
+def test_an_entry_whose_square_is_no_number_any_more_is_clipped_too() -> None:
+    out = Clip(2.0).encode(Message(delta=torch.tensor([-1e200], dtype=torch.float64)), sender())
+    assert out.delta.tolist() == pytest.approx([-2.0])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_message_that_is_not_finite_stays_so(bad: float) -> None:
     out = Clip(1.0).encode(Message(delta=torch.tensor([1.0, bad])), sender())

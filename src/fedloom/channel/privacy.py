@@ -93,12 +93,12 @@ class Clip(Stage):
 
 def norm_of(message: Message) -> float:
     """The Euclidean norm over every floating tensor the receiver will read, added up in double precision."""
-    squares = (
-        float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2
+    norms = (
+        float(torch.linalg.vector_norm(t, dtype=torch.float64))
         for t in leaves(dict(opened(message)))
         if isinstance(t, Tensor) and t.is_floating_point()
     )
-    return math.sqrt(sum(squares))
+    return math.hypot(*norms)
 
 
 def _coarsest(message: Message) -> float:

@@ -277,7 +277,8 @@ class Clients:
         self._host.dispatch.cut(map(index, ids), self._own_time() if at is None else at)
 
     def cancel(self, job: int) -> None:
-        """Forget a job that has not arrived; nothing of it remains."""
+        """Forget a job: no reply of it is received. Nothing of it remains if its reply has not arrived; one that has
+        changed its client's memory by then, and that stands."""
         self._host.dispatch.cancel(job)
 
     @property

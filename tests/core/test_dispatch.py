@@ -563,6 +563,20 @@ def test_cancelling_a_reply_on_its_way_undoes_no_book_and_no_bytes():
     assert run.memories == {}
 
 
+def test_cancelling_a_reply_nobody_has_received_drops_it_and_frees_its_client():
+    def script(self, state, clients):
+        waiting, _ = clients.send([1, 2], self.work, params=state.params)
+        clients.receive(of=[2])
+        assert [p.number for p in clients.jobs] == [waiting]
+        clients.cancel(waiting)
+        free = 1 in clients.sample(len(SIZES))
+        return replace(state, seen=(free, clients.jobs, list(clients.receive(until=60.0))))
+
+    run = play(script)
+    assert run.state.seen == (True, [], [])
+    assert run.memories == {1: {"jobs": 1}, 2: {"jobs": 1}}
+
+
 def test_a_named_weight_is_judged_before_anything_counts():
     """With jobs under way a mean goes through the clock, and refuses what it would refuse without."""
 

@@ -77,6 +77,7 @@ class Arrivals(Dispatch):
     def cancel(self, number: int) -> None:
         posted = self.jobs.get(number)
         if posted is None:
+            self._from_mail(NEVER, lambda p: p.number == number)
             return
         id = self._id_of(posted)
         if id is not None:

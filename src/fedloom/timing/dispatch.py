@@ -82,12 +82,15 @@ class Dispatch:
                     self._at(posted, live.ends())
 
     def cancel(self, number: int) -> None:
-        """Forget a job that has not arrived: nothing of it remains, and its client is free for what waits there.
+        """Forget a job: nothing of it remains, and its client is free for what waits there.
 
-        A reply on its way has been sent: its bytes and its book stand, as those of questions asked do.
+        A reply on its way has been sent: its bytes and its book stand, as those of questions asked do. Of one that has
+        arrived, and nobody has received, its client's memory stands too.
         """
         posted = self.jobs.get(number)
         if posted is None:
+            for _, dropped in self._from_mail(NEVER, lambda p: p.number == number):
+                self._occupied.remove(dropped.id)
             return
         live = self._live.pop(number, None)
         if live is not None:

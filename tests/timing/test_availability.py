@@ -48,7 +48,11 @@ def test_a_value_is_said_once(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["markov:0.3,0.6", "bernoulli:0", "diurnal:0.9,0.1", "churn:crash=-1", "trace:x.csv,-5", "trace:x.csv,inf"]
+    "text",
+    [
+        *("markov:0.3,0.6", "bernoulli:0", "diurnal:0.9,0.1", "churn:crash=-1", "trace:x.csv,-5", "trace:x.csv,inf"),
+        *("markov:step=inf", "diurnal:slot=inf", "diurnal:day=inf", "churn:join=inf", "churn:crash=inf"),
+    ],
 )
 def test_what_cannot_be(text):
     with pytest.raises(ConfigError, match="cannot be"):

@@ -34,7 +34,7 @@ def test_texts_that_cannot_be(text, said):
 
 
 @pytest.mark.parametrize(
-    "text", ["tiers:nan,0.5,0.3", "lognormal:-0.5", "lognormal:speed=nan", "ai-benchmark:factor=0"]
+    "text", ["tiers:nan,0.5,0.3", "lognormal:-0.5", "lognormal:inf", "lognormal:speed=nan", "ai-benchmark:factor=0"]
 )
 def test_numbers_no_device_can_have(text):
     with pytest.raises(ConfigError, match="cannot be"):
@@ -44,10 +44,10 @@ def test_numbers_no_device_can_have(text):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("step_seconds", (0.0, -1.0, math.nan)),
-        ("spread", (-0.1, math.nan)),
+        ("step_seconds", (0.0, -1.0, math.nan, math.inf)),
+        ("spread", (-0.1, math.nan, math.inf)),
         ("jitter", (-0.1, 1.0)),
-        ("latency", (-0.1,)),
+        ("latency", (-0.1, math.inf)),
         ("up", (0.0,)),
         ("down", (0.0,)),
         ("present", (0.0, 1.1)),
@@ -60,6 +60,23 @@ def test_numbers_no_world_can_have(name, values):
     for value in values:
         with pytest.raises(ConfigError, match="cannot be: "):
             fl.World(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"step_seconds": math.inf}, {"step_seconds": 0.0}, {"speed": 0.0}, {"memory": 0.0}, {"energy": -1.0}),
+        *({"speed": 1e9, "energy": math.inf}, {"energy": 1e-9}),
+    ],
+)
+def test_numbers_no_device_of_one_s_own_can_have(fields):
+    with pytest.raises(ConfigError, match="cannot be: "):
+        Device(**fields)
+
+
+def test_energy_of_a_step_needs_no_speed():
+    assert Device(step_seconds=0.5, energy=3.0).watts == 6.0
+    assert Device(speed=1e9, energy=4e-9).watts == pytest.approx(4.0)
 
 
 def test_tiers_come_in_their_shares_and_stay():

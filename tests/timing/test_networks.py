@@ -28,7 +28,7 @@ def test_figures_are_ordered_as_their_sources_say():
 def test_what_cannot_be():
     with pytest.raises(ConfigError, match="Known"):
         fl.World(network="6g")
-    for text in ("wifi:down=nan", "wifi:spread=nan"):
+    for text in ("wifi:down=nan", "wifi:spread=nan", "wifi:spread=inf", "wifi:latency=inf"):
         with pytest.raises(ConfigError, match="rates > 0"):
             Network.parse(text)
     with pytest.raises(ConfigError, match="rates > 0"):

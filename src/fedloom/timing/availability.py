@@ -131,10 +131,11 @@ class Markov(Availability):
     step: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.back <= self.stay <= 1 and 0 <= self.together <= 1 and self.regions >= 1 and self.step >= 0):
+        fine = 0 < self.back <= self.stay <= 1 and 0 <= self.together <= 1 and self.regions >= 1
+        if not (fine and 0 <= self.step < math.inf):
             raise ConfigError(
                 f"{self!r} cannot be: 0 < back <= stay <= 1 (a client that was there is no less likely to be there "
-                f"again); 0 <= together <= 1; regions >= 1; step >= 0"
+                f"again); 0 <= together <= 1; regions >= 1; step >= 0 and finite"
             )
         if self.stay - self.back == 1:
             raise ConfigError("markov:1,0 never changes; use always, or a trace")
@@ -195,8 +196,9 @@ class Diurnal(Availability):
     day: float = 86400.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.low <= self.high <= 1 and 0 <= self.zones <= 1 and self.slot > 0 and self.day > 0):
-            raise ConfigError(f"{self!r} cannot be: 0 <= low <= high <= 1; 0 <= zones <= 1; slot, day > 0")
+        fine = 0 <= self.low <= self.high <= 1 and 0 <= self.zones <= 1
+        if not (fine and 0 < self.slot < math.inf and 0 < self.day < math.inf):
+            raise ConfigError(f"{self!r} cannot be: 0 <= low <= high <= 1; 0 <= zones <= 1; slot, day > 0 and finite")
 
     def here(self, ids: np.ndarray, when: Moment, seed: int) -> np.ndarray:
         slot = int(when.time // self.slot)
@@ -269,8 +271,8 @@ class Churn(Availability):
     crash: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.join >= 0 and self.stay > 0 and self.crash >= 0):
-            raise ConfigError(f"{self!r} cannot be: join, crash >= 0; stay > 0")
+        if not (0 <= self.join < math.inf and self.stay > 0 and 0 <= self.crash < math.inf):
+            raise ConfigError(f"{self!r} cannot be: join, crash >= 0 and finite; stay > 0")
 
     def here(self, ids: np.ndarray, when: Moment, seed: int) -> np.ndarray | None:
         if not self.join and self.stay == math.inf:

@@ -31,7 +31,7 @@ class Device:
     """One client's device.
 
     Attributes:
-        step_seconds: seconds of one training step, whatever its work, > 0; None where they follow from `speed`.
+        step_seconds: seconds of one training step, whatever its work, > 0, finite; None where they follow from `speed`.
         speed: FLOP/s it sustains in training (where `step_seconds` is given: steps per second), > 0.
         memory: bytes, inf without a limit.
         cores: processor cores.
@@ -48,8 +48,16 @@ class Device:
 
     def __post_init__(self) -> None:
         step = self.step_seconds
-        if not ((step is None or step > 0) and self.speed > 0 and self.memory > 0 and self.energy >= 0):
-            raise ConfigError(f"{self} cannot be: step_seconds, speed, memory > 0; energy >= 0")
+        fine = self.speed > 0 and self.memory > 0 and 0 <= self.energy < math.inf
+        if not (fine and (step is None or 0 < step < math.inf)):
+            raise ConfigError(
+                f"{self} cannot be: step_seconds, speed, memory > 0; energy >= 0; step_seconds, energy finite"
+            )
+        if self.energy and step is None and self.speed == math.inf:
+            raise ConfigError(
+                f"{self} cannot be: its energy is joules per FLOP, and without a speed it computes any number of these "
+                f"in no time; say Device(speed=1e10, energy={self.energy:g})"
+            )
         if step is not None and self.speed == math.inf:
             object.__setattr__(self, "speed", 1.0 / step)
 
@@ -146,8 +154,8 @@ class Lognormal(Devices):
     memory: float = 4e9
 
     def __post_init__(self) -> None:
-        if not (self.spread >= 0 and self.speed > 0 and self.memory > 0):
-            raise ConfigError(f"{self!r} cannot be: spread >= 0; speed, memory > 0, as in lognormal:0.5")
+        if not (0 <= self.spread < math.inf and self.speed > 0 and self.memory > 0):
+            raise ConfigError(f"{self!r} cannot be: spread >= 0 and finite; speed, memory > 0, as in lognormal:0.5")
 
     def of(self, id: int, seed: int) -> Device:
         speed = self.speed * lognormal(self.spread, seed, "device", id)

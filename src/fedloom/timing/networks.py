@@ -80,10 +80,11 @@ class Network(Spoken):
 
     def __post_init__(self) -> None:
         rates, others = (self.up, self.down, self.shared_up, self.shared_down), (self.latency, self.spread)
-        fine = all(rate > 0 for rate in rates) and all(other >= 0 for other in others)
+        fine = all(rate > 0 for rate in rates) and all(0 <= other < math.inf for other in others)
         if not (fine and 0 <= self.loss < 1 and self.cells >= 1):
             raise ConfigError(
-                f"{self!r} cannot be: rates > 0 (bytes per second); latency, spread >= 0; 0 <= loss < 1; cells >= 1"
+                f"{self!r} cannot be: rates > 0 (bytes per second); latency, spread >= 0 and finite; "
+                f"0 <= loss < 1; cells >= 1"
             )
 
     @property

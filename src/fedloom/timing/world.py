@@ -71,10 +71,10 @@ class World(Checked):
 
     def __post_init__(self) -> None:
         fine = (
-            self.step_seconds > 0
-            and self.spread >= 0
+            0 < self.step_seconds < math.inf
+            and 0 <= self.spread < math.inf
             and 0 <= self.jitter < 1
-            and self.latency >= 0
+            and 0 <= self.latency < math.inf
             and self.up > 0
             and self.down > 0
             and 0 < self.present <= 1
@@ -85,7 +85,7 @@ class World(Checked):
         if not fine:
             raise ConfigError(
                 f"{self} cannot be: step_seconds, up, down, deadline, aggregation > 0; spread, latency >= 0; "
-                f"0 <= jitter < 1; 0 < present <= 1; over >= 1 and finite"
+                f"0 <= jitter < 1; 0 < present <= 1; over >= 1; step_seconds, spread, latency, over finite"
             )
         given: Any = self.devices
         if is_mapping(given) or is_row(given):

@@ -114,11 +114,18 @@ class At:
             if self.index.shape != (self.size,):
                 raise MessageError(f"At: a mask {tuple(self.index.shape)} of a tensor with {self.size} rows")
             object.__setattr__(self, "index", self.index.nonzero().flatten())
+        if self.index.dim() != 1 or self.index.is_floating_point() or self.index.is_complex():
+            given = f"{str(self.index.dtype).removeprefix('torch.')} of shape {tuple(self.index.shape)}"
+            raise MessageError(
+                f"At: positions are int64 (m,), or a mask of bools; given {given}: index.flatten().long()"
+            )
+        if not self.values.dim():
+            raise MessageError("At: values are (m, ...), a row for every position; given a single number: values[None]")
         if len(self.index) != len(self.values):
             raise MessageError(f"At: {len(self.index)} positions but {len(self.values)} values")
         if len(self.index) and not (int(self.index.min()) >= 0 and int(self.index.max()) < self.size):
             raise MessageError(f"At: positions outside 0..{self.size - 1}")
-        object.__setattr__(self, "index", self.index.to(self.values.device))
+        object.__setattr__(self, "index", self.index.to(self.values.device, torch.int64))
 
     @property
     def nbytes(self) -> int:

@@ -222,6 +222,18 @@ def test_at_takes_masks_and_refuses_nonsense():
         At(torch.tensor([3]), torch.zeros(1), 3)
     with pytest.raises(MessageError, match="outside"):
         At(torch.tensor([-1]), torch.zeros(1), 3)
+    for index in (torch.tensor([1.0]), torch.tensor([[1]]), torch.tensor(1)):
+        with pytest.raises(MessageError, match=r"positions are int64 \(m,\)"):
+            At(index, torch.zeros(1), 3)
+    with pytest.raises(MessageError, match="a row for every position"):
+        At(torch.tensor([1]), torch.tensor(0.0), 3)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_positions_are_positions_whatever_whole_numbers_they_are(kind):
+    at = At(torch.tensor([1, 2], dtype=kind), torch.tensor([5.0, 6.0]), 3)
+    assert at.index.dtype == torch.int64
+    assert at.dense().tolist() == [0.0, 5.0, 6.0]
 
 
 def test_covered_keeps_the_old_value_bit_for_bit():

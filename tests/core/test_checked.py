@@ -212,6 +212,27 @@ def test_a_batch_of_one_under_batch_norm(engine: str):
     of(5)
 
 
+@dataclass(frozen=True)
+class Gradients(fl.FedAvg):
+    """A gradient of the first few samples."""
+
+    samples: int = 1
+
+    async def local(self, client: Any, params: Any) -> fl.Message:
+        return fl.Message(delta=-await client.gradient(params, client.data.slice(0, self.samples)))
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked", "debug"])
+def test_a_gradient_of_one_sample_under_batch_norm(engine: str):
+    def of(samples: int, buffers: str = "batch") -> fl.Run:
+        return run(Gradients(samples=samples), fl.Classification(model=net, buffers=buffers), engine=engine)
+
+    with pytest.raises(DataError, match=r"client 0 has 1 sample, and batch normalisation cannot"):
+        of(1)
+    of(1, "frozen")
+    of(2)
+
+
 def test_a_run_says_what_it_is():
     assert repr(run(rounds=1)).startswith("Run(FedAvg, 1 of 1 rounds: global.accuracy 0.")
 

@@ -14,8 +14,9 @@ from fedloom.client import Ask, Client, Query, Unanswered, handed, settled, susp
 from fedloom.errors import ClientFailure, Declined, FedloomError
 from fedloom.message import Message, nbytes, opened
 from fedloom.training.chance import repeatable
-from fedloom.training.inference import evaluate, gradient, predict
+from fedloom.training.inference import BATCH, evaluate, gradient, predict
 from fedloom.training.request import Training, code_key
+from fedloom.training.single import singles_told
 from fedloom.training.work import Work
 
 from .base import Job, Outcome, Plan
@@ -177,6 +178,11 @@ def shapes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def answered(plan: Plan, query: Query) -> Any:
     """Predictions, a gradient, or figures."""
+    with singles_told(query.client, len(query.data), BATCH, "other samples than these"):
+        return _answered(plan, query)
+
+
+def _answered(plan: Plan, query: Query) -> Any:
     if query.kind == "predict":
         kind = ("predict", query.model.key(), code_key(query.fn))
         work = partial(predict, query.model, query.vector, query.data, query.fn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from .chance import seeded
 if TYPE_CHECKING:
     from fedloom.model import Model
 
-Tree = TypeVar("Tree")
+BATCH = 1024
+"""Samples at a time."""
 
 
-def evaluate(model: Model, w: Tensor | Callable[..., Any], data: Data, batch_size: int = 1024) -> list[Message]:
+def evaluate(model: Model, w: Tensor | Callable[..., Any], data: Data, batch_size: int = BATCH) -> list[Message]:
     """What each of the task's metrics counts on `data`, in evaluation mode; sums of clients may be added.
 
     Args:
@@ -43,7 +44,7 @@ def predict(
     w: Tensor | Callable[..., Any],
     data: Data,
     fn: Callable[[Model, Any, Data], Any] | None = None,
-    batch_size: int = 1024,
+    batch_size: int = BATCH,
 ) -> Any:
     """Outputs for all of `data`, a tensor or tree of tensors with one row per sample.
 
@@ -73,7 +74,7 @@ def sample_losses(model: Model, w: Tensor, batch: Data) -> Tensor:
     return model.losses(w, batch)
 
 
-def gradient(model: Model, w: Tensor, data: Data, batch_size: int = 1024, key: tuple[Any, ...] = ()) -> Tensor:
+def gradient(model: Model, w: Tensor, data: Data, batch_size: int = BATCH, key: tuple[Any, ...] = ()) -> Tensor:
     """Gradient `(d,)` of the mean loss over all of `data`, in training mode; zero for statistics.
 
     Batches are added up, so batch statistics are those of `batch_size` samples; running ones are not changed.

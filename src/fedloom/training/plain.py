@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fedloom.data.fields import Data
-from fedloom.errors import ConfigError, DataError, NotSupported
+from fedloom.errors import ConfigError, NotSupported
 
 from .chance import Steady, repeatable
 from .live import Live, LiveModel, Selection, live_of
 from .request import LossHook, Schedule, Trained, Training, code_key
+from .single import singles_told
 from .solvers import SGD, Adam, Solver
 from .symbols import Affine, Terms, Velocity, leaf, recognise, with_leaf
 
@@ -45,25 +46,9 @@ def train_one(request: Training) -> Trained:
         NotSupported: a solver this path does not know.
     """
     kind = (request.model.key(), code_key(request.loss), code_key(request.step))
-    try:
+    samples, batch_size = max(map(len, request.data.values()), default=0), request.solver.batch_size
+    with singles_told(request.client, samples, batch_size, "another batch_size of the solver"):
         return repeatable(lambda: _train(request), request.key, kind, request.start.device)
-    except ValueError as e:
-        if "more than 1 value per channel" in str(e):  # torch's words
-            raise _single(request) from e
-        raise
-
-
-def _single(request: Training) -> DataError:
-    """What to do about a batch of one sample under batch normalisation."""
-    samples = max(map(len, request.data.values()))
-    batch = min(samples, request.solver.batch_size)
-    cause = "has 1 sample" if samples == 1 else f"has {samples} samples, so in batches of {batch} one is left over"
-    size = "leave out clients with one sample" if samples == 1 else "another batch_size of the solver"
-    return DataError(
-        f"client {request.client} {cause}, and batch normalisation cannot be computed from a batch of one. Choose "
-        f"{size}, normalisation by statistics that stay as they are (buffers='frozen'), or a network that normalises "
-        f"each sample by itself (nn.GroupNorm, nn.LayerNorm); on_failure='exclude' counts such clients and goes on"
-    )
 
 
 def _train(request: Training) -> Trained:

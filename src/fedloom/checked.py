@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, Literal, NoReturn, ParamSpec, Self, TypeVar, Union, get_args, get_origin
 
+import numpy as np
+
 from .errors import ConfigError, unknown
 
 P = ParamSpec("P")
@@ -106,6 +108,11 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, type) and issubclass(kind, Checked):
         return isinstance(value, kind)
     return True
+
+
+def as_python(value: Any) -> Any:
+    """A number of NumPy as the Python number of its value; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value  # pyright: ignore[reportUnknownVariableType]
 
 
 def spell(kind: Any) -> str:

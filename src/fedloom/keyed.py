@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Hashable
-from typing import Any
 
 import numpy as np
 import torch
+
+from .checked import as_python
 
 
 def seed_of(*key: Hashable) -> int:
     """A 63-bit seed from any printable key; every part of the key matters, and so do their types: only a number of
     NumPy is the Python number of its value."""
-    digest = hashlib.blake2b(repr(tuple(map(_plain, key))).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr(tuple(map(as_python, key))).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _plain(part: Any) -> Any:
-    return part.item() if isinstance(part, np.generic) else part  # pyright: ignore[reportUnknownVariableType]
 
 
 def generator(*key: Hashable) -> torch.Generator:

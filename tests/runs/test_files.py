@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import resource
 import signal
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedloom as fl
@@ -42,6 +44,18 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path):
         with pytest.raises(DiskError, match=r"could not write .*a\.txt: File too large\. Make room"):
             files.replace(file, "x" * 1000, "Make room")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python(tmp_path: Path):
+    def run(number: type[Any], name: str) -> fl.Run:
+        trial = Trial(fl.FedAvg(cohort=number(3)))
+        options = {"rounds": number(2), "seed": number(5), "engine": "sequential"}
+        return trial.experiment(**options, out=tmp_path / name).run()
+
+    assert difference(outcome(run(int, "a")), outcome(run(np.int64, "b"))) == ""
+    one, other = (tomllib.loads((tmp_path / name / "config.toml").read_text()) for name in "ab")
+    assert one["set"] == other["set"]
+    assert other["seed"] == 5
 
 
 def test_a_log_that_cannot_be_written_says_how_to_go_on(tmp_path: Path):

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
+from fedloom.checked import as_python
+
 COUNTS = ("notes", "exclusions", "seconds", "staleness")
 NOT_VIEWS = (*COUNTS, "validation")
 """Tables in a row of the log that are no view of the result."""
@@ -32,6 +34,7 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
+    value = as_python(value)
     return value if isinstance(value, int | float | str | bool | type(None)) else said(value)
 
 

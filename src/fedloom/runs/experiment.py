@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedloom.channel.stage import Channel, Stage
-from fedloom.checked import Checked
+from fedloom.checked import Checked, as_python
 from fedloom.data import Federation
 from fedloom.data.population import stand_in
 from fedloom.engines.base import Behaviour, Plan
@@ -92,6 +92,8 @@ class Experiment(Checked):
     recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rounds", "seed", "workers", "evaluate_every", "checkpoint_seconds"):  # which are written down
+            object.__setattr__(self, name, as_python(getattr(self, name)))
         check_arguments(self)
 
     def plan(self) -> Plan:

@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fedloom.checked import family, spell
+from fedloom.checked import as_python, family, spell
 from fedloom.data.partitions import Partition, parse_partition
 from fedloom.errors import ConfigError
 from fedloom.method import Method, method_named
@@ -226,6 +226,7 @@ def _refuse(text: str) -> Any:
 
 
 def _write(value: Any, name: str) -> Scalar:
+    value = as_python(value)
     if value is None:
         return _NONE[0]
     if isinstance(value, str | int | float):  # bool is an int

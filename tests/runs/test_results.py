@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,17 @@ def test_single_jobs_are_written_down_from_the_resume_that_asks_for_them(tmp_pat
     options: dict[str, Any] = {"engine": "sequential", "out": tmp_path, "per_client": True}
     more = fl.Experiment(fl.FedAvg(), TASK, federation, rounds=2, **options).run(resume=True)
     assert [len(row.get("jobs", ())) for row in more.rows] == [0, 4]
+
+
+@dataclass(frozen=True)
+class Notes(fl.FedAvg):
+    def round(self, state: Any, clients: fl.Clients) -> Any:
+        clients.note(jobs=3.0, clients=2.0, staleness=0.5, exclusions=1.0)
+        return super().round(state, clients)
+
+
+def test_a_method_may_call_its_notes_what_it_likes():
+    federation = fl.Federation.from_arrays(X, Y, clients=4)
+    row = fl.run(Notes(), TASK, federation, rounds=1, engine="sequential").history.iloc[-1]
+    assert (row["notes.jobs"], row["notes.clients"], row["notes.staleness"], row["notes.exclusions"]) == (3, 2, 0.5, 1)
+    assert not [name for name in row.index if "clients" in name and not name.startswith("notes")]

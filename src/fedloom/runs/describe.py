@@ -43,13 +43,21 @@ def said(thing: Any) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
-def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the log as one of a table, in which what is of single clients or jobs has no place."""
     out: dict[str, Any] = {}
-    for k, v in row.items():
-        if k in ("clients", "exclusions", "staleness", "jobs"):
+    for name, value in row.items():
+        if name in ("exclusions", "staleness", "jobs"):
             continue
-        out.update(flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {f"{prefix}{k}": v})
+        view = isinstance(value, Mapping) and name not in NOT_VIEWS
+        out |= _dotted(name, {k: v for k, v in value.items() if k != "clients"} if view else value)
     return out
+
+
+def _dotted(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {inner: v for k in value for inner, v in _dotted(f"{name}.{k}", value[k]).items()}
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -133,6 +133,16 @@ class Warns(Odd):
         warnings.warn(f"client {client.id} was here", fl.FedloomWarning, stacklevel=1)
 
 
+class FailsToStart(Odd):
+    """Its clients warm up, and then something is wrong."""
+
+    def start(self, clients: fl.Clients, before: object = None) -> Params:
+        for _ in range(2):  # what is new is measured before others help
+            clients.mean(self.local, params=clients.model.initial())
+        assert at_work()
+        raise ZeroDivisionError("of mine")
+
+
 class Asks(Odd):
     """Clients ask for a start in mid-job, and say which process they were in."""
 
@@ -166,6 +176,10 @@ class DiesAsking(Asks):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, int(process), os.WEXITED | os.WNOWAIT)
         return super().fresh(state, scale)
+
+
+def at_work() -> list[multiprocessing.Process]:
+    return [p for p in multiprocessing.active_children() if p.name == "fedloom-worker"]
 
 
 def test_it_runs_in_other_processes() -> None:
@@ -213,6 +227,13 @@ def test_an_error_at_a_client_is_the_same_error_here() -> None:
     assert caught.value.client == 3
 
 
+def test_no_worker_stays_where_a_method_cannot_start() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:  # which holds the run
+        played(FailsToStart())
+    assert caught.traceback
+    assert at_work() == []
+
+
 def test_a_client_that_raises_is_excluded_and_counted() -> None:
     run = played(Raises(), on_failure="exclude", rounds=2)
     assert list(run.history["excluded"])[-1] == 1
@@ -252,7 +273,7 @@ def test_as_many_workers_as_cores_wait_on_one_each_and_work_on_any() -> None:
     def waiting(event: dict[str, object]) -> None:
         if event["event"] != "round":
             return
-        workers = [p for p in multiprocessing.active_children() if p.name == "fedloom-worker" and p.pid]
+        workers = at_work()
         until = time.monotonic() + 10
         while time.monotonic() < until:  # one has answered a moment before it is home
             homes[:] = [os.sched_getaffinity(p.pid) for p in workers if p.pid]

@@ -194,8 +194,21 @@ class Run:
         return self
 
     def _go(self) -> None:
-        e = self.experiment
         self._open()
+        try:
+            self._start()
+            gc.freeze()  # until the end nobody looks for garbage among what is there now: torch, the data, the clients
+            try:
+                self._rounds()
+            finally:
+                gc.unfreeze()
+        finally:
+            self.host.engine.close()
+        self._close()
+        self._say("end", rounds=self.experiment.rounds, summary=self.summary)
+
+    def _start(self) -> None:
+        e = self.experiment
         if not self.started:
             self.host.start(_placed(e.before.state if isinstance(e.before, Run) else e.before, self.plan.device))
             self.started = True
@@ -203,30 +216,26 @@ class Run:
         cohort, clients = getattr(self.plan.method, "cohort", None), len(self.plan.federation)
         if isinstance(cohort, int) and cohort > clients:
             self._say("note", text=f"the cohort is {cohort}, and there are {clients} clients: all take part")
+
+    def _rounds(self) -> None:
+        e = self.experiment
         saved_at, cost = time.monotonic(), 0.0
-        gc.freeze()  # until the end nobody looks for garbage among what is there now: torch, the data, the federation
-        try:
-            while self.host.version < e.rounds or len(self.rows) < self.host.version:
-                began = time.monotonic()
-                if len(self.rows) == self.host.version:  # else the round was run before a resume, and has no row yet
-                    before = _versions_of(self.host.state)
-                    self.host.round()
-                    _unchanged(before, self.plan.method)
-                if self.host.version == e.rounds:
-                    self._finish()
-                self._log(began)
-                self._write_config()
-                now = time.monotonic()  # large memories take long to write: a tenth of the time at most
-                due = not e.checkpoint_seconds or now - saved_at >= max(e.checkpoint_seconds, 9 * cost)
-                if self.out is not None and (due or self.host.version == e.rounds):
-                    self._save()
-                    saved_at = time.monotonic()
-                    cost = saved_at - now
-        finally:
-            gc.unfreeze()
-            self.host.engine.close()
-        self._close()
-        self._say("end", rounds=e.rounds, summary=self.summary)
+        while self.host.version < e.rounds or len(self.rows) < self.host.version:
+            began = time.monotonic()
+            if len(self.rows) == self.host.version:  # else the round was run before a resume, and has no row yet
+                before = _versions_of(self.host.state)
+                self.host.round()
+                _unchanged(before, self.plan.method)
+            if self.host.version == e.rounds:
+                self._finish()
+            self._log(began)
+            self._write_config()
+            now = time.monotonic()  # large memories take long to write: a tenth of the time at most
+            due = not e.checkpoint_seconds or now - saved_at >= max(e.checkpoint_seconds, 9 * cost)
+            if self.out is not None and (due or self.host.version == e.rounds):
+                self._save()
+                saved_at = time.monotonic()
+                cost = saved_at - now
 
     def _finish(self) -> None:
         """The method's last word. What was before it is kept, so that more rounds can follow in a resume."""

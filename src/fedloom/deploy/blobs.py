@@ -12,8 +12,6 @@ from pathlib import Path
 
 from fedloom.errors import FedloomError, MessageError
 
-_HALF = "put-"  # begins the name of a file that is not whole yet
-
 
 class CannotWrite(FedloomError):
     """The disk does not take what must be kept: it is full, or failing. What was acknowledged before is on it."""
@@ -90,7 +88,7 @@ class Blobs:
         name = name_of(*parts)
         if name not in self:
             with writing(self.folder):
-                handle, partial = tempfile.mkstemp(".partial", _HALF, self.folder)
+                handle, partial = tempfile.mkstemp(".partial", "put-", self.folder)
                 try:
                     with os.fdopen(handle, "wb") as f:
                         f.writelines(parts)
@@ -139,13 +137,12 @@ class Blobs:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Only these; what else is whole goes, and what a kill left of bytes that were being put. Transfers go on where
-        they stopped.
-        """
+    def keep(self, names: Iterable[str], transfers: bool = False) -> None:
+        """Only these; what else is here goes. With `transfers` the unfinished ones go on where they stopped."""
         kept = set(names)
         for path in self.folder.iterdir():
-            if path.name not in kept and (is_name(path.name) or path.name.startswith(_HALF)):
+            under_way = transfers and is_name(path.name.partition(".")[0]) and path.suffix == ".partial"
+            if path.name not in kept and not under_way:
                 path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------ piece by piece

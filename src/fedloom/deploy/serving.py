@@ -100,7 +100,7 @@ class Serving:
             self.journal = held.enter_context(closing(Journal(self.out / "journal.db")))
             self.blobs = Blobs(self.out / "blobs")
             self.offer = self._offered(made, terms)
-            self.blobs.keep({self.offer.public, *self.journal.bodies()})
+            self.blobs.keep({self.offer.public, *self.journal.bodies()}, transfers=True)
             place = None if certs is None else Path(certs)
             self.service = Service(self.offer, gate_of(place), self.journal, self.blobs)
             self.listener = Listener(self.service.app(), listen, place)

@@ -172,6 +172,14 @@ def test_bytes_are_those_of_the_ring():
     assert sent.nbytes == 7 * 5 + NUMBER + (4 + 12) * 5
 
 
+@pytest.mark.parametrize("given", [Message(loss=0.5, hits=3), Message(x=torch.zeros(0))])
+def test_a_reply_without_entries_travels_as_well(given):
+    stage = Secure()
+    reply = on_grid(stage, given)
+    form, vector = Form.of(reply), vector_of(reply, 4, stage.step)
+    assert Masked.of(vector, form, stage.ring).vector(stage.ring).tolist() == vector.tolist()
+
+
 @pytest.mark.parametrize(
     "text",
     [

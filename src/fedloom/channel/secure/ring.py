@@ -339,6 +339,6 @@ def unpacked(data: Tensor, form: Form, ring: int) -> Vector:
         raise MessageError(f"{len(data):,} bytes, and its form takes {form.nbytes(ring):,}")
     raw, split = data.numpy(), form.entries * ring // 8
     words = np.zeros((form.words, 8), np.uint8)
-    words[: form.entries, : ring // 8] = raw[:split].reshape(form.entries, -1)
+    words[: form.entries, : ring // 8] = raw[:split].reshape(form.entries, ring // 8)
     words[form.entries :] = raw[split:].reshape(-1, 8)
     return words.view("<u8").ravel().astype(np.uint64)

@@ -580,6 +580,9 @@ def test_moving_keeps_what_it_is():
     assert moved.sha256 == fed.sha256
     assert moved.info == fed.info
     assert len(moved) == 4
+    exact = fed.to("cpu", torch.float64)
+    assert exact.info["fields"]["x"].startswith("float64")
+    assert fed.info["fields"]["x"].startswith("float32")
 
 
 def test_groups_are_clients_where_no_partition_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import warnings
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from fedloom.data import Data, Federation, load
+from fedloom.data import Data, Dirichlet, Federation, load
 from fedloom.data.readers import read_frame
 from fedloom.data.tabular import Table, tabular
-from fedloom.errors import DataError, FedloomError, FedloomWarning
+from fedloom.errors import ConfigError, DataError, FedloomError, FedloomWarning
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 4)), np.arange(60) % 3
@@ -81,6 +82,27 @@ def test_text_may_be_bytes_as_hdf5_holds_it():
         assert fed.names == ("cat", "éel")
         assert fed.info["labels"] == ["cat", "éel"]
         assert fed.test.y.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, float, object])
+def test_groups_that_are_numbers_have_one_name_in_arrays_and_tables(kind):
+    groups = np.array([3, 10] * 30).astype(kind)
+    assert Federation.from_arrays(X, Y, groups=groups).names == ("3", "10")
+    assert Federation.from_pandas(frame(ward=groups), "ill", "ward").names == ("3", "10")
+    assert Federation.from_arrays(X, Y, groups=groups, test="3").names == ("10",)
+    assert Federation.from_arrays(X, Y, groups=np.array([0.5, 1.0] * 30, dtype=np.float32)).names == ("0.5", "1")
+
+
+def test_fractions_and_seeds_may_be_numbers_of_numpy():
+    plain = {"test": 0.25, "public": 0, "val": 0.125, "seed": 3, "partition": Dirichlet(0.5)}
+    own = {"test": np.float32(0.25), "public": np.int64(0), "val": np.float64(0.125), "seed": np.int32(3)}
+    for y in (Y, Y.astype(str)):
+        there = Federation.from_arrays(X, y, np.int64(3), **own, partition=Dirichlet(np.float32(0.5)))
+        here = Federation.from_arrays(X, y, 3, **plain)
+        assert there.sha256 == here.sha256
+        assert json.dumps(there.info) == json.dumps(here.info)
+    with pytest.raises(ConfigError, match=r"give shared data as \(x, y\), not np.float32\(0.25\)"):
+        Federation.from_clients([(X, Y)], test=np.float32(0.25))
 
 
 def test_groups_that_are_numbers_are_in_the_order_of_numbers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,13 @@ def hold_out(
     ordered: bool,
 ) -> tuple[np.ndarray, dict[str, Data | None]]:
     """The rows left for the clients, and the data of the server."""
-    check_fractions(**{key: float(v) for key, v in shared.items() if isinstance(v, float | int)})
+    check_fractions(**{key: float(v) for key, v in shared.items() if isinstance(v, Real)})
     left, held = np.arange(len(whole)), dict[str, Data | None]()
     for key, given in shared.items():
-        if given is None or (isinstance(given, float | int) and given == 0):
+        if given is None or (isinstance(given, Real) and given == 0):
             held[key] = None
-        elif isinstance(given, float | int):
-            count = round(given * len(whole))
+        elif isinstance(given, Real):
+            count = round(float(given) * len(whole))
             if count >= len(left):
                 raise DataError(
                     f"{key}={given!r} of {len(whole)} samples is {count}, which leaves no client any: {len(left)} are "
@@ -134,10 +135,15 @@ def same_shape(first: Data, other: Data, where: str) -> None:
         )
 
 
+def kinds(table: Data) -> dict[str, str]:
+    """Type and shape of each field in words."""
+    return {k: f"{str(t.dtype)[6:]} {tuple(t.shape[1:])}" for k, t in table.items()}
+
+
 def contents(table: Data, offsets: np.ndarray) -> dict[str, Any]:
     """What a federation's `info` says of its samples."""
     return {
         "samples": len(table),
-        "fields": {k: f"{str(t.dtype)[6:]} {tuple(t.shape[1:])}" for k, t in table.items()},
+        "fields": kinds(table),
         "empty_clients": int((np.diff(offsets) == 0).sum()),
     }

@@ -113,7 +113,12 @@ def codes(values: Any) -> tuple[Tensor, tuple[str, ...]]:
         _refuse_missing(values, "groups")
         array = array.astype(str)
     names, index = np.unique(array, return_inverse=True)
-    return torch.from_numpy(index.astype(np.int64)), tuple(str(name) for name in names)
+    return torch.from_numpy(index.astype(np.int64)), tuple(map(as_text, names))
+
+
+def as_text(value: Any) -> str:
+    """A name or category as text: numbers beside empty cells are read as floats, and 3.0 and 3 are one."""
+    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value)
 
 
 def label_names(labels: Any) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedloom.errors import ConfigError, DataError, FedloomWarning, unknown
 
-from .convert import RESERVED
+from .convert import RESERVED, as_text
 from .fields import Data
 
 
@@ -166,13 +166,8 @@ def _is_classes(values: Any, task: str | None) -> bool:
 def _names(values: Any) -> tuple[str, ...]:
     """The different values in their own order (numbers as numbers), as text; empty is a value of its own,
     last."""
-    present = [_text(v) for v in sorted(values.dropna().astype(object).unique(), key=_order)]
+    present = [as_text(v) for v in sorted(values.dropna().astype(object).unique(), key=_order)]
     return tuple(dict.fromkeys([*present, *(["missing"] if values.isna().any() else [])]))  # 1 and "1" are one
-
-
-def _text(value: Any) -> str:
-    # numbers beside empty cells are read as floats: 3.0 and 3 are one category
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _order(value: Any) -> tuple[bool, Any]:
@@ -183,13 +178,13 @@ def _order(value: Any) -> tuple[bool, Any]:
 def _positions(values: Any, names: tuple[str, ...]) -> np.ndarray:
     """The index of each value among the names; -1 where it is none of them."""
     place = {name: i for i, name in enumerate(names)}
-    return values.map(lambda v: "missing" if pd.isna(v) else _text(v)).map(place).fillna(-1).to_numpy(np.int64)
+    return values.map(lambda v: "missing" if pd.isna(v) else as_text(v)).map(place).fillna(-1).to_numpy(np.int64)
 
 
 def _one_hot(values: Any, names: tuple[str, ...], where: str) -> np.ndarray:
     found = _positions(values, names)
     if (odd := found < 0).any():
-        few = sorted(set(values[odd].map(_text)))[:5]
+        few = sorted(set(values[odd].map(as_text)))[:5]
         message = (
             f"{where}: {int(odd.sum())} of {len(odd)} values are none of its categories, such as {few}; they are 0"
         )

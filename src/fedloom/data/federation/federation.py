@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedloom.checked import checked
-from fedloom.data.arrange import check_fractions
+from fedloom.checked import as_python, checked
+from fedloom.data.arrange import check_fractions, kinds
 from fedloom.data.fields import Data
 from fedloom.data.population import Local, Population, Rows, add_data, split_sizes
 from fedloom.errors import DataError
@@ -56,6 +56,7 @@ class Federation:
         check_fractions(val=val, client_test=client_test)
         if names is not None and len(names) != len(population):
             raise DataError(f"{name}: {len(names)} names for {len(population)} clients; one name per client")
+        val, client_test = as_python(val), as_python(client_test)
         self.population, self.val, self.client_test = population, val, client_test
         self.test, self.public, self.validation = test, public, validation
         self.name, self.classes, self.names = name, classes, names
@@ -67,7 +68,7 @@ class Federation:
             "client_test": client_test,
             **shared,
         }
-        self.info.update(info or {})
+        self.info.update({k: as_python(v) for k, v in (info or {}).items()})
         self._sizes: dict[int, int] = {}  # of clients that were asked for it: it is, for every job
 
     # -- constructors: samples without owners, data sets of other libraries, tables and files, clients
@@ -154,6 +155,8 @@ class Federation:
         moved.__dict__.update({**vars(self), **shared, "population": self.population.to(device, dtype)})
         if dtype is not None:
             moved.__dict__.pop("sha256", None)
+        if moved.table is not None and "fields" in self.info:
+            moved.info = {**self.info, "fields": kinds(moved.table)}
         return moved
 
     def __repr__(self) -> str:

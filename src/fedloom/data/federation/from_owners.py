@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +162,7 @@ def _shared(classes: int | None, **parts: Any) -> dict[str, Data | None]:
 def _checked(given: Any, classes: int | None, name: str) -> Data | None:
     if given is None:
         return None
-    if isinstance(given, float | int | str):
+    if isinstance(given, Real | str):
         raise ConfigError(f"clients already hold their samples here; give shared data as (x, y), not {given!r}")
     data = as_data(given, name)
     check(data, name, classes)

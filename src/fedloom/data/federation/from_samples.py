@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def from_data(
 def _changed(shared: dict[str, Shared], change: Callable[..., dict[str, Any]]) -> dict[str, Shared]:
     """Shared data with `change(fields, where)` of its fields; anything but data as it is."""
     return {
-        key: part if part is None or isinstance(part, float | int | str) else change(as_fields(part, key), key)
+        key: part if part is None or isinstance(part, Real | str) else change(as_fields(part, key), key)
         for key, part in shared.items()
     }
 

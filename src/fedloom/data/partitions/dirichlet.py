@@ -138,7 +138,7 @@ def embed(data: Data, encoder: Encoder | None = None, batch: int = 512) -> np.nd
 def dirichlet_split(key: np.ndarray, alpha: float, clients: int, least: int, rng: np.random.Generator) -> np.ndarray:
     """The samples `(n,)` of each key value split over clients in Dirichlet(alpha) shares; see `Dirichlet`."""
     rows_of = [np.flatnonzero(key == value) for value in np.unique(key)]
-    alpha = min(alpha, 1e100)  # shares are equal long before; far above, they are no numbers any more
+    alpha = min(float(alpha), 1e100)  # shares are equal long before; far above, they are no numbers any more
     owner, counts = np.empty(len(key), dtype=np.int64), np.zeros(0)
     for _ in range(10):
         for rows in rows_of:

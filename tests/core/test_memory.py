@@ -254,6 +254,18 @@ def test_what_is_void_leaves_no_trace_at_clients(least, why, world):
     assert why in str(run.host.excluded)
 
 
+@pytest.mark.parametrize("odd", [1, 2])
+def test_an_odd_reply_beside_a_void_sum_leaves_no_trace_either(odd):
+    class Odd(Voids):
+        async def local(self, client, params):
+            reply = await super().local(client, params)
+            return reply.replace(more=1.0) if client.id == 2 and client.memory["jobs"] == odd else reply
+
+    run = Trial(Odd).run(method=Odd(least=5), rounds=1, world=fl.World(deadline=1000.0))
+    assert run.memories == {}
+    assert sorted(run.host.excluded.values()) == [1, 3]
+
+
 @pytest.mark.parametrize("world", [fl.World(), fl.World(deadline=1000.0)])
 def test_a_void_sum_of_clients_asked_once(world):
     class Once(Voids):

@@ -50,15 +50,16 @@ def _in_time(host: Host, asked: Asked, how: Summed) -> tuple[Total, str | None, 
     """The same of the replies that came in time."""
     got, end = host.in_time(asked, how.weight if isinstance(how.weight, str) else None)
     posted = [p for _, p in got]
-    total = _added(host, posted, asked, Fold(how.weight))
+    total, left_out = _added(host, posted, asked, Fold(how.weight))
     void = how.void(len(total.jobs), total.weight)
     if void:
-        _undone(host, posted, dict.fromkeys(total.jobs, void))
+        left_out |= dict.fromkeys(total.jobs, void)
+    _undone(host, posted, left_out)
     return total, void, end
 
 
-def _added(host: Host, got: Sequence[Posted], asked: Asked, fold: Fold) -> Total:
-    """Replies that came in time as the sum that was asked for."""
+def _added(host: Host, got: Sequence[Posted], asked: Asked, fold: Fold) -> tuple[Total, dict[int, str]]:
+    """Replies that came in time as the sum that was asked for, and why some of them are not in it."""
     entries = [(p.number, p.reply, p.samples) for p in got if p.reply is not None]
     stage = host.plan.channel.secure
     if stage is None:
@@ -69,8 +70,7 @@ def _added(host: Host, got: Sequence[Posted], asked: Asked, fold: Fold) -> Total
         total, left_out = done.total, done.left_out
         for up, down in done.nbytes.values():
             host.charge(Ledger(up, down))
-    _undone(host, got, left_out)
-    return total
+    return total, left_out
 
 
 def _undone(host: Host, got: Sequence[Posted], left_out: Mapping[int, str]) -> None:

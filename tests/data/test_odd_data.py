@@ -327,9 +327,18 @@ def test_row_numbers_that_pandas_wrote_are_no_input(tmp_path):
         '\ufeffage,kind,ill\r\n4,"a, b",no\r\n6,c,yes\r\n',
         'age, kind, ill\n4, "a, b", no\n6, c, yes\n',
         'age,kind,ill\n0,"a, b",no,\n1,c,yes,\n',
+        'age,kind,ill,,\n4,"a, b",no,,\n6,c,yes,,\n',
+        'age,kind,ill,\n4,"a, b",no\n6,c,yes\n',
         '"age","kind","ill"\n"1",4,"a, b","no"\n"2",6,"c","yes"\n',
     ],
-    ids=["byte order mark", "spaces after commas", "commas at the end", "row names without a header"],
+    ids=[
+        "byte order mark",
+        "spaces after commas",
+        "commas at the end",
+        "and in the header",
+        "a comma in the header",
+        "row names without a header",
+    ],
 )
 def test_tables_as_other_programs_write_them(tmp_path, text):
     path = tmp_path / "a.csv"
@@ -337,6 +346,14 @@ def test_tables_as_other_programs_write_them(tmp_path, text):
     read = load(f"{path}:target=ill")
     assert (read.columns, read.labels) == (("age", "kind=a, b", "kind=c"), ("no", "yes"))
     assert read.train.x.tolist() == [[-1, 1, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_cell_too_many_in_the_first_row_does_not_make_names_of_the_first_column(tmp_path, pack):
+    path = tmp_path / ("a.csv" if pack is bytes else "a.csv.gz")
+    path.write_bytes(pack(b"age,kind,ill\n4,a,no,x\n\n6,b,yes\n"))
+    with pytest.raises(DataError, match="header names 3 columns, row 1 has 4 cells, and row 2 has 3"):
+        read_frame(path, "csv")
 
 
 def test_a_code_is_one_category_in_the_longest_table(tmp_path):

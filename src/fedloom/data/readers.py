@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import warnings
 import zipfile
 import zlib
@@ -79,10 +81,10 @@ def _array(value: Any, label: bool) -> np.ndarray:
 
 def read_frame(path: Path, kind: str) -> pd.DataFrame:
     """A table; without the row numbers that pandas writes into a CSV file as a first column that has no name, and
-    without what follows where every row but the header ends in a comma.
+    without what follows where rows, or the header, end in a comma.
 
     Raises:
-        DataError: it is no such table, or damaged.
+        DataError: it is no such table, or damaged, or its rows differ in length.
     """
     import pandas as pd
 
@@ -92,9 +94,11 @@ def read_frame(path: Path, kind: str) -> pd.DataFrame:
         frame = _read_csv(path)
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", "reading Parquet files") from error
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path.name!r} is not a readable {kind} table: {error}") from error
-    return frame.iloc[:, 1:] if frame.columns[0] == "Unnamed: 0" else frame
+    frame = frame.iloc[:, 1:] if frame.columns[0] == "Unnamed: 0" else frame
+    empty = frame.columns[frame.isna().all()]
+    return frame.drop(columns=[c for c in empty if str(c).startswith("Unnamed: ")])
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -108,8 +112,21 @@ def _read_csv(path: Path) -> pd.DataFrame:
             return read(index_col=False)
     except pd.errors.ParserWarning:  # rows are longer than the header: by names of rows, or by a last comma
         frame = read()
-        ends = frame.iloc[:, -1].isna().all()
-        return frame.reset_index().iloc[:, :-1].set_axis(frame.columns, axis=1) if ends else frame
+        if frame.iloc[:, -1].isna().all():
+            return frame.reset_index().iloc[:, :-1].set_axis(frame.columns, axis=1)
+        _check_lengths(path)
+        return frame
+
+
+def _check_lengths(path: Path) -> None:
+    """Refuse rows of several lengths: pandas names each by its first cell where only the first has a cell too many."""
+    unpacked = gzip.open if path.suffix.lower() == ".gz" else open
+    with unpacked(path, "rt", encoding="utf-8-sig", newline="") as file:
+        header, *rows = (len(row) for row in csv.reader(file, skipinitialspace=True) if row)
+    if odd := next((i for i, cells in enumerate(rows) if cells != rows[0]), 0):
+        raise DataError(
+            f"the header names {header} columns, row 1 has {rows[0]} cells, and row {odd + 1} has {rows[odd]}"
+        )
 
 
 def column(dataset: Any, name: str, length: int) -> Any:

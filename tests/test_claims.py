@@ -142,6 +142,7 @@ def test_a_claim_that_is_run_again_computes_in_the_ways_its_result_chose(monkeyp
     again = claims.run("fedavg").content["arms"]
     assert again["many"]["choices"] == told["many"]["choices"]
     assert again["few"]["choices"].keys() == first["few"]["choices"].keys() != set()
+    assert claims.run("fedavg", afresh=True).content["arms"]["many"]["choices"] != told["many"]["choices"]
 
 
 def test_all_runs_of_an_arm_compute_in_the_ways_the_first_one_chose(monkeypatch):

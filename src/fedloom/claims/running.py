@@ -34,7 +34,11 @@ TUNING_SEED = 1000
 
 
 def run(
-    name: str | Claim, seeds: int | None = None, quick: bool = False, say: Callable[[str], None] = lambda text: None
+    name: str | Claim,
+    seeds: int | None = None,
+    quick: bool = False,
+    afresh: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Tune, run and judge; nothing is written (see `save`).
 
@@ -45,12 +49,13 @@ def run(
         name: a claim's file name without `.py`, or a `Claim`.
         seeds: how many are judged; default the claim's own. An interval needs two.
         quick: the claim's tiny setting with one seed and no tuning, to see that it runs.
+        afresh: measure anew which way of computing is the fastest, whatever the result on file chose.
         say: hears of progress.
     """
     claim = load(name) if isinstance(name, str) else name
     count = 1 if quick else seeds or claim.seeds
     began = time.monotonic()
-    before = {} if quick or not isinstance(name, str) else results().get(name, {}).get("arms", {})
+    before = {} if quick or afresh or not isinstance(name, str) else results().get(name, {}).get("arms", {})
     arms: dict[str, dict[str, Any]] = {}
     for arm_name, given in claim.arms.items():
         arm = given if isinstance(given, Arm) else Arm(given)

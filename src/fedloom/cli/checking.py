@@ -56,6 +56,9 @@ def claim(
     family: Annotated[str | None, typer.Option("--family", help="All claims of a family of methods.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds. (the claim's own)", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small: to see that it runs. Writes no verdict.")] = False,
+    afresh: Annotated[
+        bool, typer.Option("--afresh", help="Choose the fastest way to compute anew, not as for the result on file.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the experiment behind a method's central claim, and say whether it held.
@@ -71,17 +74,19 @@ def claim(
     if [name is not None, every, family is not None].count(True) != 1:
         raise ConfigError(f"name one claim, or give --all or --family; there are {', '.join(available())}")
     for one in [name] if name is not None else available(family):
-        _measure(one, seeds, quick, as_json)
+        _measure(one, seeds, quick, afresh, as_json)
 
 
-def _measure(name: str, seeds: int | None = None, quick: bool = False, as_json: bool = False) -> None:
+def _measure(
+    name: str, seeds: int | None = None, quick: bool = False, afresh: bool = False, as_json: bool = False
+) -> None:
     """Run one claim, write its result unless it was quick, and say what it came to."""
     import json
 
     from fedloom import claims
 
     console, told = Console(), Console(stderr=True)
-    result = claims.run(name, seeds, quick, lambda text: told.print(f"[dim]{text}[/]", highlight=False))
+    result = claims.run(name, seeds, quick, afresh, lambda text: told.print(f"[dim]{text}[/]", highlight=False))
     if not quick:
         told.print(f"[dim]written to {claims.save(result)}[/]", highlight=False)
     if as_json:

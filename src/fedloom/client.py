@@ -16,6 +16,7 @@ from .errors import ConfigError, DataError
 from .keyed import generator
 from .message import Message, is_set
 from .model import Model
+from .training.live import told_mask
 from .training.request import LossHook, Schedule, StepHook, Trained, Training
 from .training.solvers import Solver
 from .trees import is_dict, is_row, like
@@ -272,11 +273,12 @@ class Client:
             carry: what the step hook hands from step to step (tensors).
             extras: what hooks need: one object for all clients is passed once, tensors that differ are stacked.
             data: default this client's training samples; a dict of several makes each batch a dict.
-            order: `(steps, batch)` positions instead of shuffled epochs.
+            order: `(steps, batch)` positions from 0 instead of shuffled epochs; one may come several times.
             only: boolean `(d,)`; outside it nothing moves or decays.
 
         Raises:
             DataError: nothing to train on.
+            ConfigError: `start`, `order`, `steps` or `only` does not fit the model or the data.
         """
         whole = self.data if data is None else data
         streams = {"": whole} if isinstance(whole, Data) else dict(whole)
@@ -308,6 +310,11 @@ class Client:
                 f"train(steps={steps}) with order of shape {orders or None} cannot be: steps >= 0, or None; an order "
                 f"is (steps, batch), with a row for every step"
             )
+        for name, o in given.items():
+            if o is not None:
+                _told_positions(o, len(streams[name]))
+        if only is not None:
+            told_mask(only, model.layout.size)
         work = steps
         if work is None and orders:
             work = min(steps for steps, _ in orders.values())
@@ -399,3 +406,18 @@ class Client:
         targets = list(map(index, ids)) if isinstance(ids, Iterable) else [index(ids)]
         payload = settled(message)
         self.outbox += [Sending(i, program, when, payload) for i in targets]
+
+
+def _told_positions(order: Tensor, samples: int) -> None:
+    """Refuse what is no order of so many samples: where clients are stacked, the next ones are another client's."""
+    whole = not (order.is_floating_point() or order.is_complex() or order.dtype == torch.bool)
+    if whole and (not len(order) or (order.shape[1] and order.min() >= 0 and order.max() < samples)):
+        return
+    given = str(order.dtype).removeprefix("torch.") + f" {tuple(order.shape)}"
+    if whole and order.numel():
+        given += f" from {int(order.min())} to {int(order.max())}"
+    raise ConfigError(
+        f"train(order=...) of {given} cannot be: positions among {samples} samples are whole numbers from 0 to "
+        f"{samples - 1}, at least one a step, as in torch.randint({samples}, (steps, batch), "
+        f"generator=client.rng('mine'))"
+    )

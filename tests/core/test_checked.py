@@ -136,6 +136,39 @@ def test_steps_and_their_order_fit_each_other(steps: int | None, order: tuple[in
         run(Trains(steps=steps, order=order))
 
 
+@dataclass(frozen=True)
+class Astray(fl.FedAvg):
+    """In the second round client 1 trains on `given`, or moves `only` what that says."""
+
+    given: Any = None
+    only: Any = None
+
+    async def local(self, client: fl.Client, params: torch.Tensor) -> fl.Message:
+        bad = client.round == 1 and client.id == 1
+        order = self.given if bad and self.given is not None else torch.tensor([[0, 1], [1, 1]])
+        only = self.only if bad and self.only is not None else torch.ones(len(params), dtype=torch.bool)
+        out = await client.train(params, solver=self.solver, order=order, only=only)
+        return fl.Message(delta=out.vector - params)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked"])
+@pytest.mark.parametrize(
+    "order",
+    [[[0, 13], [1, 2]], [[0, -1], [1, 2]], [[0.9, 1.0], [1.0, 2.0]], [[True, False], [True, True]], [[], []]],
+    ids=["another client's", "before the first", "no whole numbers", "a mask", "nothing"],
+)
+def test_an_order_names_samples_of_its_client(order: list[list[Any]], engine: str):
+    with pytest.raises(ConfigError, match="positions among 13 samples are whole numbers from 0 to 12, at least one a"):
+        run(Astray(given=torch.tensor(order)), rounds=2, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked"])
+@pytest.mark.parametrize("only", [torch.ones(14), torch.ones(13, dtype=torch.bool)], ids=["numbers", "too short"])
+def test_a_mask_is_of_the_whole_vector(only: torch.Tensor, engine: str):
+    with pytest.raises(ConfigError, match="a boolean vector of the model's 14 numbers"):
+        run(Astray(only=only), rounds=2, engine=engine)
+
+
 @pytest.mark.parametrize(("steps", "order"), [(0, None), (3, (5, 2)), (None, (5, 2)), (0, (0, 2))])
 def test_an_order_may_be_longer_than_the_steps(steps: int | None, order: tuple[int, ...] | None):
     run(Trains(steps=steps, order=order))

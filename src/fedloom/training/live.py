@@ -152,6 +152,15 @@ def live_of(model: Model, like: Tensor) -> Live:
     return made[key]
 
 
+def told_mask(only: Tensor, size: int) -> None:
+    """Refuse what is no mask of so many numbers."""
+    if only.dtype != torch.bool or only.shape != (size,):
+        raise ConfigError(
+            f"train(only=...) takes a boolean vector of the model's {size} numbers, as layout.where('head.*') gives; "
+            f"given {str(only.dtype)[6:]} {tuple(only.shape)}"
+        )
+
+
 class Selection:
     """The pieces `only` lets move.
 
@@ -167,11 +176,7 @@ class Selection:
         self.parameters, self.views, self.places = live.parameters, live.views, live.spans
         self.partial, self.inside, self._still = not live.views, None, None
         if only is not None:
-            if only.dtype != torch.bool or only.shape != live.vector.shape:
-                raise ConfigError(
-                    f"train(only=...) takes a boolean vector of the model's {live.layout.size} numbers, as "
-                    f"layout.where('head.*') gives; given {str(only.dtype)[6:]} {tuple(only.shape)}"
-                )
+            told_mask(only, live.layout.size)
             chosen = [i for i, s in enumerate(live.spans) if bool(only[s].any())]
             self.parameters = [live.parameters[i] for i in chosen]
             self.views = [live.views[i] for i in chosen]

@@ -95,7 +95,10 @@ class Task(Checked):
 
     def losses(self, scores: Any, batch: Data) -> Tensor:
         """One value per sample `(n,)`."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss. Use fl.Classification, fl.Regression or fl.NextToken, or a subclass "
+            f"with its own losses(scores, batch)"
+        )
 
     def check(self, data: Data) -> None:
         """Refuse data this task cannot train on.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fedloom as fl
 from fedloom.errors import ConfigError, FedloomError
 from fedloom.runs.experiment import Experiment
+from fedloom.task import Accuracy
 
 X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
@@ -44,6 +45,17 @@ def linear() -> nn.Module:
 
 def federation(x: Any = X, y: Any = Y, **fields: Any) -> fl.Federation:
     return fl.Federation.from_data({"x": x, "y": y, **fields}, clients=4)
+
+
+class Numbers(nn.Module):
+    """Takes samples that are one number each."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x[:, None])
 
 
 async def silent(client: fl.Client, honest: Any, **payload: Any) -> None:
@@ -140,6 +152,27 @@ def test_samples_and_weights_of_one_precision_go_together():
     run = fl.run(fl.FedAvg(), task, federation(x=X.double()), rounds=1, dtype=torch.float64)
     assert run.params is not None
     assert run.params.dtype is torch.float64
+
+
+@pytest.mark.parametrize("metric", ["f1", Accuracy, Accuracy().count])
+def test_what_is_no_metric_is_refused(metric: Any):
+    with pytest.raises(ConfigError, match=r"metrics=\(Accuracy\(\),\) with `from fedloom.task import Accuracy`; given"):
+        fl.run(fl.FedAvg(), fl.Classification(linear, metrics=(Accuracy(), metric)), federation(), rounds=1)
+
+
+def test_a_task_without_a_loss_says_which_has_one():
+    with pytest.raises(FedloomError, match=r"Task has no loss. Use fl.Classification, .*losses\(scores, batch\)"):
+        fl.run(fl.FedAvg(), fl.Task(linear), federation(), rounds=1)
+
+
+@pytest.mark.parametrize("model", [Numbers, f"{__name__}:Numbers", f"{__name__}:Numbers:width=5"])
+def test_samples_may_be_single_numbers_for_a_network_of_ones_own(model: Any):
+    assert fl.run(fl.FedAvg(), fl.Classification(model), federation(X[:, 0]), rounds=1).params is not None
+
+
+def test_samples_that_are_single_numbers_are_refused_by_networks_over_features():
+    with pytest.raises(ConfigError, match=r"Numbers are given as x\[:, None\]"):
+        fl.run(fl.FedAvg(), fl.Classification("mlp"), federation(X[:, 0]), rounds=1)
 
 
 def test_two_inputs_are_a_task_that_returns_both():

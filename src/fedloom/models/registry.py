@@ -153,10 +153,15 @@ def build(
     name, given = parse(spec)
     if not _whole(classes) or classes < 1:
         raise ConfigError(f"classes must be a whole number of at least 1, not {classes!r}")
-    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
-    if not sizes or not all(_whole(n) and n >= 1 for n in sizes):
-        raise ConfigError(f"input_shape must be the shape of one sample, such as (1, 28, 28), not {input_shape!r}")
     entry = describe(name)
+    sizes = tuple(input_shape) if isinstance(input_shape, Sequence) else None
+    if sizes is None or not all(_whole(n) and n >= 1 for n in sizes):
+        raise ConfigError(f"input_shape must be the shape of one sample, such as (1, 28, 28), not {input_shape!r}")
+    if not sizes and not isinstance(entry, Own):
+        raise ConfigError(
+            f"input_shape must be the shape of one sample, such as (1, 28, 28), not (): the model {name} takes samples "
+            f"with an axis of features. Numbers are given as x[:, None]"
+        )
     for key, value in options.items():
         _check_option(entry, key)
         if not _fits(entry.options[key], value):

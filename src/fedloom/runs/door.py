@@ -112,6 +112,7 @@ def check_plan(plan: Plan) -> None:
         ConfigError, DataError, NotSupported: what does not fit, why, and what would.
     """
     check_needs(plan)
+    _check_metrics(plan.task)
     plan.channel.check(plan)
     for model in plan.models.values():
         if not model.layout.size and type(plan.task).losses is not Task.losses:
@@ -137,6 +138,15 @@ def check_needs(plan: Plan) -> None:
             f"{card.title} trains one network at every client, but this task has {len(plan.models)}: "
             f"{', '.join(plan.models)}. Use one model, or a method for different networks (fedproto, fedmd, ...)"
         )
+
+
+def _check_metrics(task: Task) -> None:
+    for metric in task.metrics:
+        if isinstance(metric, type) or not (hasattr(metric, "count") and hasattr(metric, "finish")):
+            raise ConfigError(
+                f"{type(task).__name__}(metrics=...) takes metrics that count(scores, batch) and finish(total), as in "
+                f"metrics=(Accuracy(),) with `from fedloom.task import Accuracy`; given {metric!r}"
+            )
 
 
 def try_network(plan: Plan, model: Model) -> None:

@@ -144,7 +144,9 @@ class Clients:
         many = k if isinstance(k, float) else math.ceil(k * self._over - 1e-9)  # 50 times 1.1 is 55 and a rounding
         drawn = self._drawn(many, ids, policy)
         if not isinstance(k, float):
-            drawn.wanted = min(k, len(drawn))
+            drawn.wanted, drawn.expected = min(k, len(drawn)), min(float(k), drawn.expected)
+            if drawn.law == "all" and drawn.wanted < len(drawn):
+                drawn.law = "policy"  # of everybody those who are first
         return drawn
 
     @property

@@ -146,7 +146,7 @@ class Cohort(list[int]):
 
     Attributes:
         probability: chance of each client to be in it (one number, or by id), None where unknown.
-        expected: expected size under the law.
+        expected: expected size under the law; of one drawn larger than wanted, how many replies are.
         law: "fixed" (without replacement), "poisson", "all", or "policy": drawn by a rule of its own.
         wanted: how many replies an exchange with it waits for; the others are late.
         uses: sums over this very draw so far; privacy is amplified by a draw once, not by each use of it.

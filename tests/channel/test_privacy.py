@@ -380,9 +380,17 @@ def test_what_exchanges_book_is_what_is_accounted() -> None:
 
 def test_no_draw_no_amplification() -> None:
     everybody = to_epsilon(lambda a: 5 * a / (2 * 2.0**2), 1e-5)
-    for law, q in [("all", 1.0), ("by loss", 0.1), ("poisson", 1.0), ("fixed", 1.0), ("poisson", None)]:
+    for law, q in [("all", 1.0), ("poisson", 1.0), ("fixed", 1.0), ("poisson", None)]:
         assert epsilon(released(5, law, q, 2.0)) == pytest.approx(everybody, rel=0.02)
     assert epsilon(released(5, "poisson", 0.1, 2.0)) < everybody / 3
+
+
+@pytest.mark.parametrize("q", [0.1, 1.0, None])
+def test_a_client_that_a_rule_chooses_takes_the_place_of_another(q: float | None) -> None:
+    """Of the k of highest loss one more pushes one out: the sum moves by two norms."""
+    ledger = released(5, "by loss", q, 2.0)
+    assert epsilon(ledger) == pytest.approx(to_epsilon(lambda a: 5 * a / (2 * 1.0**2), 1e-5), rel=0.02)
+    assert adjacency(ledger) == "replace one client"
 
 
 def test_fixed_size_draws_are_about_replacing_a_client() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,15 @@ def test_the_mean_is_over_the_expected_cohort() -> None:
 
     run(Watching(), DP(0.5, 1.0), rounds=4)
     assert set(seen) == {6.0}
+
+
+@pytest.mark.parametrize("over", [1.5, 3.0])
+def test_of_more_than_were_wanted_the_mean_is_over_those_wanted(over: float) -> None:
+    world = fl.World(over=over)
+    without, noiseless = run(drawn(), None, world=world), run(drawn(), DP(math.inf, 0.0), world=world)
+    torch.testing.assert_close(params(noiseless), params(without))
+    (figures,) = run(drawn(), DP(0.5, 2.0), world=world).summary["privacy"].values()
+    assert figures["neighbours"] == "replace one client"
 
 
 def test_refused_before_any_work() -> None:

@@ -17,7 +17,9 @@ Accounting follows the law that drew the cohort, as `Exchange` tells it:
               removing one client, so the sum moves by at most S.
     fixed     k of n without replacement: the bound of Wang, Balle and Kasiviswanathan (AISTATS 2019) at q = k / n;
               neighbours differ by replacing one client, so the sum moves by up to 2 S and z counts half.
-    other     everybody, ids the method named, or a policy: no chance to count on, the plain Gaussian mechanism.
+    all       everybody, or ids the method named: the plain Gaussian mechanism.
+    other     a policy, or the first replies of more than were wanted: no chance to count on, and one client more is
+              another less. The plain Gaussian mechanism for neighbours as under `fixed`, z counting half.
 
 Several exchanges with one draw are composed inside the sampling: a client drawn once is in all of them.
 """
@@ -277,7 +279,9 @@ def _tensors(value: Value, change: Any) -> Value:
 def _book(exchange: Exchange, multiplier: float) -> None:
     """Enter one release: `gaussian LAW q=.. z=.. use=..` -> how many times. Only numbers, and they only grow."""
     law, q = exchange.law, exchange.probability
-    if law not in ("poisson", "fixed") or q is None or q >= 1:
+    if law not in ("poisson", "fixed", "all"):
+        law, q = "fixed", 1.0  # whoever is chosen takes the place of another
+    elif q is None or q >= 1:
         law, q = "all", 1.0
     key = f"gaussian {law} q={q!r} z={multiplier!r} use={exchange.use}"
     exchange.ledger[key] = exchange.ledger.get(key, 0.0) + 1

@@ -175,6 +175,22 @@ def as_written(step: Callable[..., Any] | None) -> Callable[..., Any]:
     return asking
 
 
+def averaged_in_place(w, f, k, carry, extras):
+    carry["m"].mul_(0.8).add_(f.grad(w), alpha=0.2)
+    return carry["m"].clone(), carry
+
+
+def test_a_hook_that_writes_into_its_carry_leaves_the_caller_s_alone():
+    """A training is repeated where ways to compute it are compared: it begins with the same carry each time."""
+    given = {"m": torch.zeros(12, dtype=torch.float64), "tag": "a"}
+    expected = train_one(request(step=averaged, carry=given))
+    for _ in range(2):
+        out = train_one(request(step=averaged_in_place, carry=given))
+        torch.testing.assert_close(out.vector, expected.vector, **TIGHT)
+        torch.testing.assert_close(out.carry["m"], expected.carry["m"], **TIGHT)
+    assert not given["m"].any()
+
+
 def nesterov(w, f, k, carry, extras):
     g = f.grad(w)
     m = 0.9 * carry + g

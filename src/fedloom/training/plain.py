@@ -8,7 +8,6 @@ All others (Adam, SAM, a rule of your own, a mask inside a parameter) take the g
 # (torch exports no public names for its fused operations on lists of tensors)
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from fedloom.data.fields import Data
 from fedloom.errors import ConfigError, NotSupported
+from fedloom.message import mapped
 
 from .chance import Steady, repeatable
 from .live import Live, LiveModel, Selection, live_of
@@ -166,8 +166,8 @@ class _Momentum:
 def _explicit(request: Training, live: Live, moving: Selection, track: Mean) -> tuple[Tensor, Any]:
     """Directions as flat vectors: the step hook's, or the gradient; the solver moves along them."""
     step, carry, t = request.step, request.carry, live.layout.trainable
-    if isinstance(carry, dict | list):  # a hook may write `carry["m"] = ...`: not into the caller's
-        carry = copy.copy(carry)
+    # a hook may write into it: not into the caller's, whose training is repeated where ways to compute it are compared
+    carry = mapped(carry, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
     f = Objective(request, live, moving, track)
     move = _mover(request.solver, moving, live.moving)
     w = live.vector if step is None else live.vector.clone()

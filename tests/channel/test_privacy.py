@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -35,10 +35,15 @@ from fedloom.channel import (
 from fedloom.engines.fold import divided, fold_chunk, tree
 from fedloom.errors import ConfigError, FedloomWarning, MessageError, MissingExtra, NotSupported
 from fedloom.keyed import generator
-from fedloom.message import At, Message, once, opened
+from fedloom.message import At, Message, leaves, once, opened
 from fedloom.written import dumps, loads
 
 pytest.importorskip("dp_accounting")
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -194,6 +199,13 @@ def test_noise_is_keyed_and_differs_between_fields() -> None:
     assert torch.equal(one.a, two.a)
     assert not torch.equal(one.a, three.a)
     assert not torch.equal(one.a, one.b)
+
+
+def test_noise_reaches_into_dicts_lists_and_named_tuples() -> None:
+    zero = torch.zeros(1)
+    message = Message(d={"a": zero}, l=[zero, zero], t=Pair(zero, zero))
+    noisy = list(map(float, torch.cat(list(leaves(dict(mean_of([message], DP(1.0, 1.0), exchange(1, 1.0))))))))
+    assert len(set(noisy)) == len(noisy)
 
 
 def test_numbers_declared_public_travel_as_they_are() -> None:

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from fedloom.errors import ConfigError, FedloomWarning, MessageError, MissingExtra, NotSupported
 from fedloom.message import At, Covered, Message, Once, Packed, Value, check_finite, leaves, opened
+from fedloom.trees import like
 
 from .compression import entries, scaled
 from .peers import uploads_only
@@ -267,7 +268,7 @@ def _tensors(value: Value, change: Any) -> Value:
     if isinstance(value, Mapping):
         return {k: _tensors(v, change) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_tensors(v, change) for v in value)
+        return like(value, (_tensors(v, change) for v in value))
     if isinstance(value, Covered):
         raise MessageError("a sum of At pieces cannot be noised: who sent which element would show")
     return change(value) if isinstance(value, Tensor) else value

@@ -292,15 +292,25 @@ def test_odd_frames_that_are_read():
 def test_a_file_named_on_the_line_may_leave_columns_out(tmp_path):
     path = tmp_path / "wards.csv"
     frame(name=[f"p{i}" for i in range(60)], room=np.arange(60) % 4, flat=3.5).to_csv(path, index=False)
-    with pytest.raises(DataError, match="'name' has 60 different texts"):
+    with pytest.raises(DataError, match=r"'name' has 60 different texts.* ,na=TEXT,missing=mean"):
         load(f"{path}:target=ill")
     assert load(f"{path}:target=ill,drop=name+age,categorical=room+ward").columns[:2] == ("flat", "kind=a")
+    assert load(f"{path}:target=age,drop=name,na=a+b,missing=mean").columns[2:4] == ("kind=c", "kind=missing")
     same = load(f"{path}:target=flat,drop=name")  # a target that never varies
     assert same.notes == {"target_mean": 3.5, "target_std": 1.0}
     assert not same.train.y.any()
 
 
 # --------------------------------------------------------------------------------------- files and other libraries
+
+
+def test_a_mark_may_stand_for_an_empty_cell(tmp_path):
+    path = tmp_path / "heart.csv"
+    path.write_text("vessels,ill\n?,no\n2,yes\n-9,no\n4,yes\n")
+    assert load(f"{path}:target=ill").columns[-1] == "vessels=?"
+    read = load(f"{path}:target=ill,na=?+-9,missing=mean")
+    assert read.columns == ("vessels",)
+    assert read.train.x[:, 0].tolist() == pytest.approx([0, -1, 0, 1])
 
 
 def test_damaged_tables_are_named(tmp_path):

@@ -218,7 +218,8 @@ def _check_categories(values: Any, name: str, named: bool) -> None:
         raise DataError(
             f"column {name!r} has {_told(different, len(values))}: identifiers, free text, or numbers with "
             f"some text among them. Leave it out: drop=[{name!r}]; make each a column: categorical=[{name!r}]; or make "
-            f"it numbers: pd.to_numeric(frame[{name!r}], errors='coerce') and missing='mean'"
+            f"it numbers: pd.to_numeric(frame[{name!r}], errors='coerce') and missing='mean' (behind the name of a "
+            f"file: ,na=TEXT,missing=mean)"
         )
 
 

@@ -21,8 +21,8 @@ KINDS = (".csv", ".csv.gz", ".parquet")
 
 def own_table(path: str) -> Entry | None:
     """The source that a file is, or several that a pattern with `*` names; None where the name is no file's. Several
-    columns to `drop`, or to take as `categorical`, are joined by a plus. Of several files each is a client, unless
-    `group` names a column."""
+    columns to `drop`, or to take as `categorical`, are joined by a plus, as are texts of a CSV file (`na`) that stand
+    for an empty cell. Of several files each is a client, unless `group` names a column."""
     if not path.lower().endswith(KINDS):
         return None
 
@@ -34,33 +34,38 @@ def own_table(path: str) -> Entry | None:
         group: str = "",
         task: str = "",
         missing: str = "error",
+        na: str = "",
         drop: str = "",
         categorical: str = "",
     ) -> Source:
         choice("missing", missing, ("error", "mean"))
-        frame, files = _read(path)
+        frame, files = _read(path, _several(na))
         if not target:
             columns = ", ".join(str(column) for column in frame.columns if column != files)
             raise ConfigError(
                 f"which column of {path} is to be predicted? {path}:target=COLUMN, and ,group=COLUMN where one names "
-                f"the clients, ,drop=COLUMN+COLUMN what is left out, ,missing=mean where numbers are missing; its "
-                f"columns are {columns}"
+                f"the clients, ,drop=COLUMN+COLUMN what is left out, ,missing=mean where numbers are missing, ,na=? "
+                f"where a ? says that they are; its columns are {columns}"
             )
-        left_out = [name for name in drop.split("+") if name]
+        left_out = _several(drop)
         table = Table(
             target,
             group or files,
             task=task or None,
             missing=missing,
             drop=[*left_out, files] if group and files else left_out,
-            categorical=[name for name in categorical.split("+") if name],
+            categorical=_several(categorical),
         )
         return tabular(_name(path), frame, table, origin=path, licence="not stated")
 
     return Entry(path, read, "", "a table of one's own", None)
 
 
-def _read(path: str) -> tuple[pd.DataFrame, str | None]:
+def _several(text: str) -> list[str]:
+    return [name for name in text.split("+") if name]
+
+
+def _read(path: str, empty: list[str]) -> tuple[pd.DataFrame, str | None]:
     """The rows of the file, or of all files of a pattern; then also the column that says whose file it was.
 
     Raises:
@@ -73,7 +78,7 @@ def _read(path: str) -> tuple[pd.DataFrame, str | None]:
         several = f"; several files, each a client's, are one pattern: '*{Path(path).suffix}'" if "," in path else ""
         raise DataError(f"no file {path!r} in {Path.cwd()}{several}")
     kind = "parquet" if path.lower().endswith(".parquet") else "csv"
-    frames = [read_frame(Path(file), kind) for file in found]
+    frames = [read_frame(Path(file), kind, empty) for file in found]
     if "*" not in path:
         return frames[0], None
     for file, frame in zip(found, frames):

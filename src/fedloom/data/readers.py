@@ -79,9 +79,10 @@ def _array(value: Any, label: bool) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def read_frame(path: Path, kind: str) -> pd.DataFrame:
-    """A table; without the row numbers that pandas writes into a CSV file as a first column that has no name, and
-    without what follows where rows, or the header, end in a comma.
+def read_frame(path: Path, kind: str, empty: Sequence[str] = ()) -> pd.DataFrame:
+    """A table; in a CSV file `empty` are texts of cells that are empty. It is without the row numbers that pandas
+    writes into such a file as a first column that has no name, and without what follows where rows, or the header, end
+    in a comma.
 
     Raises:
         DataError: it is no such table, or damaged, or its rows differ in length.
@@ -91,21 +92,21 @@ def read_frame(path: Path, kind: str) -> pd.DataFrame:
     try:
         if kind == "parquet":
             return pd.read_parquet(path)
-        frame = _read_csv(path)
+        frame = _read_csv(path, empty)
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", "reading Parquet files") from error
     except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
         raise DataError(f"{path.name!r} is not a readable {kind} table: {error}") from error
     frame = frame.iloc[:, 1:] if frame.columns[0] == "Unnamed: 0" else frame
-    empty = frame.columns[frame.isna().all()]
-    return frame.drop(columns=[c for c in empty if str(c).startswith("Unnamed: ")])
+    blank = frame.columns[frame.isna().all()]
+    return frame.drop(columns=[c for c in blank if str(c).startswith("Unnamed: ")])
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, empty: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     # each column of one type, however long the file is: 007 is a text where another row holds A7
-    read = partial(pd.read_csv, path, skipinitialspace=True, low_memory=False)
+    read = partial(pd.read_csv, path, skipinitialspace=True, low_memory=False, na_values=list(empty))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)

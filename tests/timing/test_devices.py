@@ -216,6 +216,11 @@ def test_queries_take_time_too():
     assert took[1] > took[0]
 
 
+def test_queries_take_no_time_where_a_device_says_only_what_a_step_takes():
+    world = fl.World(devices=[Device(step_seconds=0.5), Device(speed=1e9)])
+    assert (world.computes(0, 2e9), world.computes(1, 2e9), world.computes(1, 0.0)) == (0.0, 2.0, 0.0)
+
+
 def test_on_the_command_line_and_back():
     from fedloom.runs import Recipe
 

@@ -55,6 +55,13 @@ def test_summary_of_a_run():
     json.dumps(run.summary)
 
 
+def test_replies_that_counted_are_counted_by_client():
+    meter = Meter()
+    fates = [(3, ""), (3, ""), (1, ""), (1, "late"), (2, "lost")]
+    meter.add(Span(id, 0.0, 0.0, 1.0, 0.0, fate=fate) for id, fate in fates)
+    assert meter.took_part == {3: 2, 1: 1}
+
+
 def test_staleness_of_an_asynchronous_run():
     trial = Trial(fl.FedBuff)
     run = trial.run(rounds=6)

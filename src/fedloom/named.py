@@ -59,6 +59,12 @@ _FILES: dict[str, str] = {}
 """Modules that were named by their file, and how."""
 
 
+def sources() -> dict[str, str]:
+    """Modules that were named by their file, as text: who has not the file makes them of it."""
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in _FILES}
+    return {name: Path(file).read_text() for name, file in files.items() if file and Path(file).exists()}
+
+
 def _file(where: str) -> ModuleType:
     """A file as a module called as it is; what lies beside it can be imported there, as under `python file.py`."""
     path = Path(where).resolve()

@@ -103,6 +103,21 @@ class Asking(fl.FedAvg):
         return fl.Message(params=state.params * factor)
 
 
+def test_a_method_in_a_file_is_sent_with_its_file(tmp_path: Path) -> None:
+    """Actors of a cluster that was started elsewhere cannot import it."""
+    file = tmp_path / "filed.py"
+    file.write_text(
+        "import os, fedloom as fl\n"
+        "class Filed(fl.FedAvg):\n"
+        "    async def local(self, client, params):\n"
+        "        client.memory['process'] = os.getpid()\n"
+        "        return await super().local(client, params)\n"
+    )
+    run = played(fl.method_named(f"{file}:Filed")())
+    assert {run.memories[i]["process"] for i in range(8)} - {os.getpid()}
+    assert torch.equal(run.params, played(fl.FedAvg()).params)
+
+
 def test_questions_of_actors_are_answered_by_the_driver() -> None:
     run = played(Asking())
     assert torch.equal(run.params, played(Asking(), "pool", workers=1).params)

@@ -12,12 +12,15 @@ import contextlib
 import importlib
 import logging
 import os
+import pickle
 import queue
 import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.util import spec_from_loader
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ from torch import Tensor
 
 from fedloom.errors import ConfigError, MissingExtra
 from fedloom.message import leaves
+from fedloom.named import sources
 from fedloom.training import Trainer
 
 from .base import Answer, Plan
@@ -175,7 +179,9 @@ class _Actor:
     """A local engine somewhere else. One thread does the work; a question in it becomes a reply of `run`."""
 
     def __init__(self, plan: bytes) -> None:
-        self.plan: Plan = importlib.import_module("ray.cloudpickle").loads(plan)
+        files, packed = pickle.loads(plan)
+        sys.meta_path.append(_Sent(files))  # the last that is asked: what can be imported there is
+        self.plan: Plan = importlib.import_module("ray.cloudpickle").loads(packed)
         self.trainer = Trainer("auto")
         self.engine = Local(self.plan, self.trainer)
         self.inbox: queue.Queue[Any] = queue.Queue()
@@ -247,6 +253,22 @@ def _summed(block: list[list[Chunk]]) -> list[list[Chunk]]:
     for k, share in enumerate(block):
         sums.add(k, share[0][1])
     return [[(outcomes, [] if k else sums.root)] for k, share in enumerate(block) for outcomes, _ in share]
+
+
+class _Sent(MetaPathFinder, InspectLoader):
+    """Modules made of their text."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = sources
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        return spec_from_loader(fullname, self) if fullname in self.sources else None
+
+    def get_source(self, fullname: str) -> str:
+        return self.sources[fullname]
+
+    def is_package(self, fullname: str) -> bool:
+        return False
 
 
 class _Beside:
@@ -335,8 +357,9 @@ def _join(ray: Any, cluster: Cluster, count: int) -> None:
 
 
 def _packed(plan: Plan) -> bytes:
+    """The plan, after the modules of which one machine may have the file alone."""
     try:
-        return importlib.import_module("ray.cloudpickle").dumps(plan)
+        return pickle.dumps((sources(), importlib.import_module("ray.cloudpickle").dumps(plan)))
     except UNWRITABLE as e:
         raise ConfigError(
             f"this experiment cannot be sent to other machines: {e}. Its network, method, data and behaviours must be "

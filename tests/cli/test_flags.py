@@ -54,7 +54,7 @@ FLAGS = {
     "certs": set(),
     "check": {"name"},
     "claims": {"--family", "--run"},
-    "claim": {"name", "--all", "--family", "--json", "--quick", "--seeds"},
+    "claim": {"name", "--afresh", "--all", "--family", "--json", "--quick", "--seeds"},
     "bench": {"--device"},
     "doctor": set(),
 }

@@ -425,6 +425,8 @@ class Run:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         host = self.host
+        if "networks" not in saved:
+            raise CheckpointError(f"{self.out} was written by an earlier version of Fedloom; run it anew")
         for then, now in zip_longest(saved["networks"], self._networks, fillvalue="nothing more"):
             if then != now:
                 raise CheckpointError(f"{self.out} belongs to another model (its weights: then {then}, now {now})")

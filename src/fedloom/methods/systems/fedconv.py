@@ -96,10 +96,8 @@ class FedConv(Method):
             raise NotSupported("FedConv cannot convolve running statistics: use a network without, or buffers='batch'")
         small = {r: self.small(clients.model, r).layout for r in set(self.rates) - {1.0}}
         shrink = {r: first_of(program(big, small[r]), params) for r in sorted(small)}
-        if before is None:
-            return FedConvState(params, shrink, {})
-        sizes = {r: len(phi) for r, phi in shrink.items()}
-        return replace(before, grow={i: psi for i, psi in before.grow.items() if len(psi) == sizes.get(self.rate(i))})
+        old = before or FedConvState(params, shrink, {})
+        return replace(old, grow={i: v for i, v in old.grow.items() if len(v) == len(shrink.get(self.rate(i), ()))})
 
     def rate(self, id: int) -> float:
         """The size of a client's network."""

@@ -363,5 +363,5 @@ def test_histories_are_versions():
 
 
 def test_the_base_of_policies_is_no_policy():
-    with pytest.raises(fl.FedloomError, match="uniform or .*weighted"):
+    with pytest.raises(fl.FedloomError, match=r"uniform or .*weighted"):
         configure(fl.Selected, {"policy": "policy"})

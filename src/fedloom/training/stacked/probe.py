@@ -129,8 +129,8 @@ def _fault(requests: Sequence[Training], trials: Callable[[Sequence[Training]], 
             worst = _differ(made(0))
             if not worst <= allowed and not (worst := _differ(made(1))) <= allowed:
                 return (
-                    f"its result differs from that of each client alone (by {100 * worst:.2g} % of a step), as where samples "
-                    f"mix, the length of a batch is looked at, or weights are met around autograd"
+                    f"its result differs from that of each client alone (by {100 * worst:.2g} % of a step), as where "
+                    f"samples mix, the length of a batch is looked at, or weights are met around autograd"
                 )
     except NotStackable as e:
         return str(e)

@@ -199,6 +199,19 @@ def test_another_experiment_is_refused(tmp_path, changed, told):
         make(tmp_path, **changed).run(resume=True)
 
 
+@pytest.mark.parametrize("then", ["networks", "identity"])
+def test_a_checkpoint_of_another_version_is_named_as_one(tmp_path, then):
+    make(tmp_path, rounds=1).run()
+    round, saved, _ = checkpoint.load(tmp_path / "checkpoints")
+    if then == "networks":
+        del saved["networks"]
+    else:
+        del saved["identity"]["task"]
+    checkpoint.save(tmp_path / "checkpoints", round, saved)
+    with pytest.raises(CheckpointError, match="another version of Fedloom; run it anew"):
+        make(tmp_path, rounds=2).run(resume=True)
+
+
 def test_other_hyperparameters_are_refused(tmp_path):
     make(tmp_path).run()
     with pytest.raises(CheckpointError, match="hyperparameters"):

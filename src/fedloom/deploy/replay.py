@@ -180,7 +180,7 @@ def replay(out: Path | str, data: Sequence[Any], test: Any = None, **shared: Any
     given = {name: read_samples(part, offer.terms.table) for name, part in {"test": test, **shared}.items()}
     federation = agreement.federation(_here(data, offer), **given)
     experiment = offer.made.experiment(federation=federation)
-    experiment.rounds, saved, _ = checkpoint.load(folder / "checkpoints")
+    experiment.rounds, saved, _ = checkpoint.load(folder / checkpoint.FOLDER)
     experiment.channel = Secret(Channel.of(experiment.channel).stages, secret)
     run = Run(experiment)
     run.host.engine = engine = Replayed(run.plan, lambda: (run.host.version, run.host.state), closings)

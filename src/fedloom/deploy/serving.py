@@ -113,7 +113,7 @@ class Serving:
         """What this folder's federation is offered, today as on its first day."""
         public_name = "" if self.public is None else self.blobs.put(*pieces(dict(self.public.items())))
         offer = Offer.of(made.replace(engine="sequential"), terms, public_name)
-        if self.journal.fact("offer") is None and checkpoint.found(self.out / "checkpoints"):
+        if self.journal.fact("offer") is None and checkpoint.found(self.out / checkpoint.FOLDER):
             raise CheckpointError(
                 f"{self.out} holds rounds of a run, but nothing in its journal: {self.journal.path} was lost, or put "
                 f"back from before it began. Put the newest copy back, or begin anew with another --out"
@@ -243,7 +243,7 @@ def prepared(
     experiment.channel = Secret(Channel.of(experiment.channel).stages, secret)
     run = Coordinated(
         experiment,
-        resume=bool(checkpoint.found(out / "checkpoints")),
+        resume=bool(checkpoint.found(out / checkpoint.FOLDER)),
         engine_of=lambda plan, look: Coordinator(plan, look, offer.terms, journal, blobs),
     )
     run.coordinator.agreed = agreement.hash

@@ -15,6 +15,8 @@ from fedloom.written import loads, pieces
 
 from . import files
 
+FOLDER = "checkpoints"
+"""Of a run's folder, where they are."""
 KEEP = 2
 _MAGIC = b"FEDLOOM1"
 

@@ -18,7 +18,7 @@ from fedloom.named import split
 from fedloom.task import Task, task_for
 from fedloom.trees import is_mapping, is_row
 
-from . import files
+from . import checkpoint, files
 from .config import configuration
 from .experiment import Experiment, check_options
 from .options import configure, written
@@ -154,7 +154,7 @@ def _recorded(label: str, e: Experiment, begin: Callable[[str, Experiment], None
         return Record.read(place)
     if begin is not None:
         begin(label, e)
-    run = e.run(resume=place is not None and (place / "checkpoints").exists())
+    run = e.run(resume=place is not None and (place / checkpoint.FOLDER).exists())
     return Record.of(run) if place is None else Record.read(place)
 
 

@@ -8,10 +8,8 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from functools import cached_property
-from hashlib import sha256
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +17,22 @@ import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from torch import Tensor, nn
 
-from fedloom.channel.stage import Channel
 from fedloom.engines import make
-from fedloom.errors import CheckpointError, ConfigError, StateMutated
+from fedloom.errors import ConfigError, StateMutated
 from fedloom.message import leaves
 from fedloom.method import Method
 from fedloom.replies import Evaluation
-from fedloom.timing.world import World
 from fedloom.written import dumps, loads, safetensors_of
 
-from . import checkpoint, files
+from . import checkpoint, files, resuming
 from .config import choices_in, write_config
-from .describe import COUNTS, flat, plain, reached, said, spent, versions
+from .describe import COUNTS, flat, plain, reached, spent, versions
 from .host import Host
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
     from .experiment import Experiment
-
-
-_UNFINISHED = "checkpoints/unfinished"
 
 
 class Run:
@@ -242,7 +235,7 @@ class Run:
         if type(self.plan.method).finish is Method.finish:
             return
         if self.out is not None:
-            self._save(_UNFINISHED)
+            self._save(resuming.UNFINISHED)
         before = _versions_of(self.host.state)
         self.host.state = self.plan.method.finish(self.host.state, self.host.clients)
         _unchanged(before, self.plan.method)
@@ -313,7 +306,7 @@ class Run:
         if self.out is None:
             return
         log = self.out / "metrics.jsonl"
-        if self.resumed_from is None and (log.exists() or checkpoint.found(self.out / "checkpoints")):
+        if self.resumed_from is None and (log.exists() or checkpoint.found(self.out / checkpoint.FOLDER)):
             raise ConfigError(
                 f"{self.out} already holds a run. Continue it with {self._how_to_continue}, or choose another "
                 f"{'--out' if self.experiment.recipe else 'out'}"
@@ -346,106 +339,26 @@ class Run:
             with files.writing(log, self._then), open(log, "a") as f:
                 f.write(json.dumps(row) + "\n")
 
-    def _save(self, folder: str = "checkpoints") -> None:
+    def _save(self, folder: str = checkpoint.FOLDER) -> None:
         assert self.out is not None
-        host = self.host
-        checkpoint.save(
-            self.out / folder,
-            host.version,
-            {
-                "identity": self._identity,
-                "state": host.state,
-                "started": self.started,
-                "memories": host.memories,
-                "books": host.books,
-                "holds": host.holds,
-                "ledger": host.ledger,
-                "spent": host.spent,
-                "now": host.now,
-                "meter": host.meter,
-                "version": host.version,
-                "posted": host.posted,
-                "jobs": list(host.dispatch.jobs.values()),
-                "mail": host.dispatch.mail,
-                "cuts": host.dispatch.cuts_seen,
-                "rows": self.rows,
-                "wall": self.wall,
-                "chosen": self.choices,
-                "networks": self._networks,
-                "finished": len(self.rows) == self.experiment.rounds > 0,
-                "draws": host.draws,
-                "turns": host.turns,
-                "notes": host.notes,
-                "excluded": host.excluded,
-                "participants": host.participants,
-            },
-        )
-
-    @property
-    def _networks(self) -> list[str]:
-        """The networks in words, piece by piece: what the numbers of a vector are."""
-        return [
-            f"{name}: {piece} {tuple(shape)}" + ("" if layout.offsets[piece] < layout.trainable else ", statistics")
-            for name, layout in ((name, model.layout) for name, model in self.plan.models.items())
-            for piece, shape in layout.shapes.items()
-        ]
+        checkpoint.save(self.out / folder, self.host.version, resuming.content(self))
 
     @cached_property
-    def _identity(self) -> dict[str, str]:
-        return identity(self.experiment)
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run."""
+        return resuming.identity(self.experiment)
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         if self.out is None:
             raise ConfigError("resume needs the folder of a run: Experiment(..., out='runs/mine').run(resume=True)")
-        self.chosen |= choices_in(self.out / "config.toml")
-        written = [(self.out / name).exists() for name in ("config.toml", "metrics.jsonl")]
-        if written == [True, False] and not checkpoint.found(self.out / "checkpoints"):
-            self._say("note", text="killed before its first checkpoint: it starts again")
-            return None
-        device = torch.device(self.experiment.device)
-        _, saved, troubles = checkpoint.load(self.out / "checkpoints", device)
-        own_finish = type(self.experiment.method).finish is not Method.finish
-        if own_finish and saved["finished"] and saved["version"] < self.experiment.rounds:
-            _, saved, more = checkpoint.load(self.out / _UNFINISHED, device)
-            troubles += more
-        for line in troubles:
-            self._say("note", text=line)
-        mine, its = self._identity, saved["identity"]
-        differ = [k for k in its if mine.get(k) != its[k] and not (k == "before" and saved["started"])]
-        if differ:
-            told = "; ".join(f"{k}: then {its[k]}, now {mine.get(k)}" for k in differ)
-            raise CheckpointError(f"{self.out} belongs to another experiment ({told})")
-        if saved["version"] > self.experiment.rounds:
-            raise CheckpointError(
-                f"{self.out} has {saved['version']} rounds already, and rounds={self.experiment.rounds} is fewer; give "
-                f"rounds={saved['version']} or more, or another folder"
-            )
-        self.chosen |= saved["chosen"]
+        saved, notes = resuming.read(self.experiment, self.out, self.identity)
+        for text in notes:
+            self._say("note", text=text)
+        self.chosen |= choices_in(self.out / "config.toml") | (saved or {}).get("chosen", {})
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        host = self.host
-        if "networks" not in saved:
-            raise CheckpointError(f"{self.out} was written by an earlier version of Fedloom; run it anew")
-        for then, now in zip_longest(saved["networks"], self._networks, fillvalue="nothing more"):
-            if then != now:
-                raise CheckpointError(f"{self.out} belongs to another model (its weights: then {then}, now {now})")
-        host.state = saved["state"]
-        host.memories, host.books, host.holds = saved["memories"], saved["books"], saved["holds"]
-        host.ledger, host.spent = saved["ledger"], saved["spent"]
-        host.clock.set(saved["now"])
-        host.meter = saved["meter"]
-        host.version, host.posted = saved["version"], saved["posted"]
-        host.dispatch.jobs = {p.number: p for p in saved["jobs"]}
-        host.dispatch.mail = saved["mail"]
-        host.dispatch.cuts_seen = saved["cuts"]
-        host.notes, host.excluded, host.participants = saved["notes"], saved["excluded"], saved["participants"]
-        host.draws, host.turns = saved["draws"], saved["turns"]
-        host.dispatch.revive()
-        self.rows, self.wall = saved["rows"], saved["wall"]
-        if not saved["finished"] and host.version == self.experiment.rounds:
-            del self.rows[host.version - 1 :]  # of a round like any other then, which is the last now
-        self.resumed_from, self.started = host.version, saved["started"]
+        resuming.restore(self, saved)
 
     def _close(self) -> None:
         if self.out is None:
@@ -463,24 +376,6 @@ class Run:
     def _say(self, event: str, **content: Any) -> None:
         for observer in self.experiment.observers:
             observer({"event": event, "round": getattr(getattr(self, "host", None), "version", 0), **content})
-
-
-def identity(e: Experiment) -> dict[str, str]:
-    """What must be the same for a checkpoint to be continued; `before` only until the method has started."""
-    before = getattr(e.before, "state", e.before)
-    task = {f.name: getattr(e.task, f.name) for f in fields(e.task) if f.name != "model"}
-    return {
-        "method": e.method.card.id,
-        "hyperparameters": said(e.method),
-        "seed": str(e.seed),
-        "data": e.federation.sha256,
-        "dtype": str(e.dtype),
-        "channel": said(Channel.of(e.channel).stages),
-        "world": said(e.world or World()),
-        "task": f"{type(e.task).__name__} with {said(task)}",
-        "behave": said(dict(sorted((e.behave or {}).items()))),
-        "before": "none" if before is None else f"{type(before).__name__} {sha256(dumps(before)).hexdigest()[:12]}",
-    }
 
 
 def _placed(state: Any, device: torch.device) -> Any:
